@@ -1,0 +1,63 @@
+"""mgran_fast: MGRAN person re-identification with custom kernels.
+
+    import mgran_fast
+
+    model = mgran_fast.MGRAN(layout="region").eval()
+    embeddings = model(crops, masks, keypoints)   # uint8 [N, H, W, 3] -> float32 [N, 4 * 2048]
+
+Names are loaded when first used, so that ``import mgran_fast`` is quick and needs no extension, GPU or driver.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mgran_fast import layouts, ops, reference
+    from mgran_fast.diagnosis import doctor
+    from mgran_fast.errors import CheckpointError, DataError, MGRANError
+    from mgran_fast.metrics.ranking import rank
+    from mgran_fast.model import MGRAN
+    from mgran_fast.mra.maskrcnn import MaskRCNN
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MGRAN",
+    "CheckpointError",
+    "DataError",
+    "MGRANError",
+    "MaskRCNN",
+    "__version__",
+    "doctor",
+    "layouts",
+    "ops",
+    "rank",
+    "reference",
+]
+
+_HOMES = {
+    "MGRAN": "mgran_fast.model",
+    "CheckpointError": "mgran_fast.errors",
+    "DataError": "mgran_fast.errors",
+    "MGRANError": "mgran_fast.errors",
+    "MaskRCNN": "mgran_fast.mra.maskrcnn",
+    "doctor": "mgran_fast.diagnosis",
+    "rank": "mgran_fast.metrics.ranking",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value: Any = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in ("layouts", "ops", "reference"):
+        value = importlib.import_module(f"mgran_fast.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,10 @@
+"""The ops: checked, registered with torch, each with a reference and, where built, a kernel."""
+
+from __future__ import annotations
+
+from mgran_fast.ops.inputs import inputs
+from mgran_fast.ops.pooling import MODES as POOLING_MODES
+from mgran_fast.ops.pooling import pooling
+from mgran_fast.ops.regions import regions, visibility
+
+__all__ = ["POOLING_MODES", "inputs", "pooling", "regions", "visibility"]

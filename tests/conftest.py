@@ -1,0 +1,21 @@
+"""Shared fixtures. Tests need no network, no GPU and no real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# Tests run several at a time; each process on one thread keeps them from fighting over the cores.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder cuhk03 below MGRAN_DATA; the test is skipped without it."""
+    root = os.environ.get("MGRAN_DATA")
+    if not root or not (Path(root) / "cuhk03").is_dir():
+        pytest.skip("MGRAN_DATA names no folder with cuhk03")
+    return Path(root) / "cuhk03"
