@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors with the configuration beside the weights."""

@@ -1,0 +1,95 @@
+"""MGRAN checkpoints. Nothing here unpickles: a file from a stranger can be opened."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mgran_fast.errors import CheckpointError
+from mgran_fast.mra.estimate import Estimator
+
+if TYPE_CHECKING:
+    from mgran_fast.model import MGRAN
+
+FORMAT = "mgran_fast.MGRAN/1"
+
+
+def save(model: MGRAN, path: str | PathLike[str], *, notes: Mapping[str, str] | None = None) -> None:
+    """Write MA's weights and ``model.config``. A reader never sees a half-written file.
+
+    Args:
+        notes: further plain strings to keep (data set, epoch, command).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": FORMAT, "config": json.dumps(model.config), "notes": json.dumps(dict(notes or {}))}
+    # safetensors keeps no strides: a channels_last weight is written in the standard order and converted on load.
+    tensors = {key: value.contiguous() for key, value in model.ma.state_dict().items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata=metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def describe(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(config, notes) of a checkpoint. Raises CheckpointError when there is none that we can read."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; mgran-fast train writes one as model.safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file ({error}); pass the model.safetensors of a run"
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: no MGRAN checkpoint: its format is {metadata.get('format')!r}, not {FORMAT!r}")
+    return json.loads(metadata["config"]), json.loads(metadata["notes"])
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    mra: Estimator | None = None,
+    layout: str | None = None,
+    num_classes: int | None = None,
+) -> MGRAN:
+    """The model that ``save`` wrote, in eval mode, on the CPU.
+
+    Args:
+        mra: the estimator to give to it.
+        layout, num_classes: what the caller relies on.
+
+    Raises:
+        CheckpointError: no such file, no checkpoint, weights that do not fit, another layout or class count.
+    """
+    from mgran_fast.model import MGRAN
+
+    config, _ = describe(path)
+    for name, want in (("layout", layout), ("num_classes", num_classes)):
+        if want is not None and config[name] != want:
+            raise CheckpointError(
+                f"{path}: made with {name}={config[name]!r}, wanted {name}={want!r};"
+                f" leave {name} out or take another checkpoint"
+            )
+    try:
+        model = MGRAN(mra=mra, **{**config, "size": tuple(config["size"])})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: this version cannot build its model: {error}") from None
+    with safe_open(Path(path), framework="pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    try:
+        model.ma.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its own configuration: {error}") from None
+    return model.eval()
