@@ -1,0 +1,183 @@
+"""Evaluating a model: embed query and gallery, rank, count what was odd."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from mgran_fast.data import Batch, CropDataset, MaskFiles, Problems, Record, collate
+from mgran_fast.errors import DataError
+from mgran_fast.metrics.ranking import Ranking, Top, rank, top
+from mgran_fast.model import MGRAN
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """N pictures of a list of records that could be read.
+
+    Attributes:
+        vectors: float32 [N, P * D], unit norm.
+        visible: bool [N, P].
+        persons, cameras, indices: int64 [N]; indices are places in the list of records.
+        empty_masks, no_keypoints: how many pictures had no mask, and no usable keypoint.
+        problems: the pictures that could not be read.
+        seconds: the time that reading and embedding took.
+    """
+
+    vectors: torch.Tensor
+    visible: torch.Tensor
+    persons: torch.Tensor
+    cameras: torch.Tensor
+    indices: torch.Tensor
+    empty_masks: int
+    no_keypoints: int
+    problems: Problems
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found."""
+
+    ranking: Ranking
+    query: Embedded
+    gallery: Embedded
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many pictures were embedded and which of them were odd."""
+        return {
+            "queries": len(self.query),
+            "gallery": len(self.gallery),
+            "empty masks": self.query.empty_masks + self.gallery.empty_masks,
+            "no keypoints": self.query.no_keypoints + self.gallery.no_keypoints,
+            "unreadable pictures": self.query.problems.count + self.gallery.problems.count,
+            "queries without a match": len(self.ranking.unmatched),
+        }
+
+    def top(self, k: int = 10) -> Top:
+        """The first k gallery pictures of each query; indices count in ``gallery``."""
+        return top(self.query.vectors, self.gallery.vectors, k=k, **_labels(self.query, self.gallery))
+
+
+@torch.inference_mode()
+def embed(
+    model: MGRAN,
+    records: Sequence[Record],
+    masks: MaskFiles | None,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Embedded:
+    """Embed the pictures of ``records`` in eval mode, on the device where the model is.
+
+    Args:
+        masks: where their masks lie; None runs the model's own estimator (or no mask at all for layout none).
+        batch_size, workers: pictures at once, and processes that read them.
+        progress: called with (pictures done, pictures in all).
+    """
+    start = time.perf_counter()
+    estimated = masks is None and not model.layout.whole
+    dataset = CropDataset(
+        records,
+        masks=masks,
+        size=model.size,
+        # Crops alone, when the model's estimator shall look at them itself.
+        layout="none" if estimated else model.layout,
+        threshold=model.threshold,
+        keypoint_threshold=model.keypoint_threshold,
+    )
+    loader: DataLoader[Batch] = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    problems, done, empty, unposed = Problems(), 0, 0, 0
+    vectors, visible, persons, cameras, indices = [], [], [], [], []
+    try:
+        for batch in loader:
+            problems.add(batch.bad)
+            done += len(batch) + len(batch.bad)
+            if len(batch):
+                moved = batch.to(device)
+                maps = model.regions(moved.crops) if estimated else moved.region_maps
+                encoding = model.encode(moved.crops, region_map=maps)
+                vectors.append(encoding.vector.cpu())
+                visible.append(encoding.visible.cpu())
+                persons.append(batch.persons)
+                cameras.append(batch.cameras)
+                indices.append(batch.indices)
+                empty += int((maps == 0).flatten(1).all(1).sum()) if estimated else int(batch.empty_masks.sum())
+                unposed += int(batch.no_keypoints.sum())
+            if progress is not None:
+                progress(done, len(records))
+    finally:
+        model.train(was_training)
+    if not vectors:
+        first = problems.lines(1)
+        raise DataError(f"none of {len(records)} pictures could be read" + (f"; {first[0]}" if first else ""))
+    return Embedded(
+        torch.cat(vectors),
+        torch.cat(visible),
+        torch.cat(persons),
+        torch.cat(cameras),
+        torch.cat(indices),
+        empty,
+        unposed,
+        problems,
+        time.perf_counter() - start,
+    )
+
+
+def evaluate(
+    model: MGRAN,
+    query: Sequence[Record],
+    gallery: Sequence[Record],
+    masks: MaskFiles | None,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Rank ``gallery`` for each of ``query`` by the Euclidean distance of embeddings, Market-1501 rule.
+
+    Raises DataError when no query at all has a match in the gallery.
+    """
+    total = len(query) + len(gallery)
+    shift = len(query)
+    queries = embed(
+        model, query, masks, batch_size=batch_size, workers=workers,
+        progress=None if progress is None else lambda done, _: progress(done, total),
+    )  # fmt: skip
+    entries = embed(
+        model, gallery, masks, batch_size=batch_size, workers=workers,
+        progress=None if progress is None else lambda done, _: progress(shift + done, total),
+    )  # fmt: skip
+    return Evaluation(rank_embedded(queries, entries), queries, entries)
+
+
+def rank_embedded(query: Embedded, gallery: Embedded) -> Ranking:
+    """:func:`mgran_fast.rank` of embedded pictures; DataError when no query has a match."""
+    try:
+        return rank(query.vectors, gallery.vectors, **_labels(query, gallery))
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def _labels(query: Embedded, gallery: Embedded) -> dict[str, np.ndarray]:
+    return {
+        "query_ids": query.persons.numpy(),
+        "gallery_ids": gallery.persons.numpy(),
+        "query_cameras": query.cameras.numpy(),
+        "gallery_cameras": gallery.cameras.numpy(),
+    }
