@@ -1,0 +1,57 @@
+"""The command ``mgran-fast``. Each command lives in a module of its own and imports heavy things when it runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from mgran_fast import __version__
+from mgran_fast.errors import MGRANError
+
+app = typer.Typer(
+    name="mgran-fast",
+    help="MGRAN person re-identification: train, evaluate, look.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mgran-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Tell what runs where, and why."),
+) -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+    # One line a picture is what people want of warnings; the logger's name is for those who debug.
+    handler = logging.getLogger().handlers[0]
+    handler.setFormatter(logging.Formatter("%(message)s" if not verbose else "%(levelname)s %(name)s: %(message)s"))
+    if verbose:
+        logging.getLogger("mgran_fast").setLevel(logging.DEBUG)
+
+
+from mgran_fast.cli import demo, doctor, evaluate, train  # noqa: E402 (they register themselves with the app)
+
+__all__ = ["app", "demo", "doctor", "evaluate", "main", "train"]
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 an error that people make, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except MGRANError as error:
+        sys.stderr.write(f"mgran-fast: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("mgran-fast: interrupted; a training run goes on with --resume\n")
+        sys.exit(130)

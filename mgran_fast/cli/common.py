@@ -1,0 +1,161 @@
+"""What the commands share: the console, options, data, tables and the report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mgran_fast.data import DataSet, MaskFiles
+from mgran_fast.errors import DataError
+from mgran_fast.metrics.evaluation import Evaluation
+from mgran_fast.metrics.evaluation import Progress as Step
+from mgran_fast.model import MGRAN
+
+#: For people. What a program reads (--json) goes to standard output alone.
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "256x128" -> (256, 128): height x width in pixels. Raises DataError."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise DataError(f"--size {text}: write height x width in pixels, for example 256x128")
+    return int(height), int(width)
+
+
+def parse_channels(option: str, text: str | None) -> tuple[float, float, float] | None:
+    """ "0.485,0.456,0.406" -> three numbers. Raises DataError."""
+    if text is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise DataError(f"{option} {text}: write one number for red, green and blue, for example 0.5,0.5,0.5") from None
+    return red, green, blue
+
+
+def open_masks(root: Path, masks: Path | None, *, wanted: bool) -> MaskFiles | None:
+    """The mask files of a data set, or None when its layout wants none.
+
+    Args:
+        root: the data set's folder, searched when ``masks`` is not given.
+        wanted: whether the layout looks at masks.
+    """
+    if not wanted:
+        return None
+    if masks is None and not MaskFiles.available(root):
+        raise DataError(
+            f"{root}: there is no folder masks/ beside the pictures; name one with --masks, or train on whole crops"
+            " with --layout none"
+        )
+    return MaskFiles(masks or root)
+
+
+def tell_notes(dataset: DataSet) -> None:
+    """What the reader of a data set noticed."""
+    console.print(
+        f"{dataset.name}: {len(dataset.train)} training pictures of {len(dataset.people())} people,"
+        f" {len(dataset.query)} queries, {len(dataset.gallery)} in the gallery"
+    )
+    for note in dataset.notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+
+
+@contextmanager
+def bar(text: str) -> Iterator[Step | None]:
+    """A progress bar on a terminal, nothing in a pipe."""
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(text)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def figures(evaluation: Evaluation) -> dict[str, float]:
+    """Rank-1/5/10, mAP and mINP as fractions."""
+    ranking = evaluation.ranking
+    return {
+        **{f"rank{k}": ranking.at(k) for k in (1, 5, 10)},
+        "map": ranking.map,
+        "minp": ranking.minp,
+    }
+
+
+def tell(results: Mapping[str, Evaluation], title: str) -> None:
+    """A table of results, and what was odd about the pictures."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in ("Rank-1", "Rank-5", "Rank-10", "mAP"):
+        table.add_column(name, justify="right")
+    for name, evaluation in results.items():
+        found = figures(evaluation)
+        table.add_row(name, *(f"{100 * found[key]:.1f} %" for key in ("rank1", "rank5", "rank10", "map")))
+    console.print(table)
+    last = list(results.values())[-1]
+    odd = {name: count for name, count in last.counts.items() if count and name not in ("queries", "gallery")}
+    for name, count in odd.items():
+        console.print(f"{name}: {count}", style="yellow")
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    model: MGRAN,
+    dataset: DataSet,
+    masks: MaskFiles | None,
+    results: Mapping[str, Evaluation],
+    history: list[dict[str, float]],
+    problems: list[str],
+    seconds: Mapping[str, float],
+    blur_faces: bool,
+) -> Path:
+    """The report of a run; the last of ``results`` is shown in detail."""
+    from mgran_fast import report
+    from mgran_fast.report import collect
+
+    evaluation = list(results.values())[-1]
+    pictures = collect.Pictures(model, masks)
+    lines = [*problems, *evaluation.query.problems.lines(), *evaluation.gallery.problems.lines()]
+    return report.write(
+        path,
+        report.Report(
+            title=title,
+            dataset=f"{dataset.name}: {len(dataset.train)} training pictures of {len(dataset.people())} people,"
+            f" {len(dataset.query)} queries, {len(dataset.gallery)} gallery pictures",
+            protocol=collect.PROTOCOL,
+            scores=[collect.scores(name, one) for name, one in results.items()],
+            history=history,
+            crops=collect.crop_views(pictures, dataset.query, 8),
+            rankings=collect.ranked_lists(pictures, dataset, evaluation),
+            counts=evaluation.counts,
+            problems=list(dict.fromkeys(lines)),
+            command=command(),
+            environment=collect.environment(),
+            seconds=dict(seconds),
+            layout=model.layout.name,
+            unmatched=collect.unmatched(dataset, evaluation),
+        ),
+        blur_faces=blur_faces,
+    )
+
+
+def command() -> str:
+    """The command line of this process, as one would type it."""
+    return shlex.join(["mgran-fast", *sys.argv[1:]])
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,76 @@
+"""mgran-fast evaluate: rank the gallery of a data set with a trained model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mgran_fast.cli import app
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder in the Market-1501 layout.")],
+    checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a run.")] = Path(
+        "runs/train/model.safetensors"
+    ),
+    masks: Annotated[Path | None, typer.Option(help="Folder with masks/ and keypoints.json; default: DATA.")] = None,
+    layout: Annotated[str | None, typer.Option(help="The layout that the checkpoint must have.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a report here.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 32,
+    workers: Annotated[int, typer.Option(help="Processes that read pictures.")] = 2,
+    blur_faces: Annotated[bool, typer.Option("--blur-faces", help="Hide the heads in the report.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Rank the gallery of a data set: Rank-1/5/10 and mAP, Market-1501 rule.
+
+    Example: mgran-fast evaluate --data data/market1501 --checkpoint runs/market/model.safetensors
+    """
+    import torch
+
+    from mgran_fast.cli import common
+    from mgran_fast.data import read_market
+    from mgran_fast.metrics.evaluation import evaluate as run
+    from mgran_fast.model import MGRAN
+
+    model = MGRAN.from_file(checkpoint, layout=layout)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    dataset = read_market(data, need=("query", "gallery"))
+    common.tell_notes(dataset)
+    files = common.open_masks(dataset.root, masks, wanted=not model.layout.whole)
+    start = time.perf_counter()
+    with common.bar("evaluate") as step:
+        found = run(model, dataset.query, dataset.gallery, files, batch_size=batch_size, workers=workers, progress=step)
+    seconds = {"evaluate": time.perf_counter() - start}
+    title = f"{checkpoint.parent.name or checkpoint.name} on {dataset.name}"
+    results = {"model": found}
+    path = None
+    if report is not None:
+        path = common.write_report(
+            report,
+            title=title,
+            model=model,
+            dataset=dataset,
+            masks=files,
+            results=results,
+            history=[],
+            problems=[],
+            seconds=seconds,
+            blur_faces=blur_faces,
+        )
+    common.tell(results, title)
+    if path is not None:
+        common.console.print(f"report: {path}")
+    if json_:
+        common.print_json(
+            {
+                **common.figures(found),
+                "counts": found.counts,
+                "seconds": seconds["evaluate"],
+                "report": None if path is None else str(path),
+            }
+        )

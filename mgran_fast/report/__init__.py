@@ -1,0 +1,8 @@
+"""The report of a run: one self-contained HTML page."""
+
+from __future__ import annotations
+
+from mgran_fast.report.page import RankedList, Report, Scores, write
+from mgran_fast.report.pictures import CropView, Match, Query
+
+__all__ = ["CropView", "Match", "Query", "RankedList", "Report", "Scores", "write"]

@@ -1,0 +1,150 @@
+"""From an evaluation to what its report shows."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+import mgran_fast
+from mgran_fast.data import CropDataset, DataSet, MaskFiles, Record, Sample
+from mgran_fast.data.pictures import read_picture_and_shape
+from mgran_fast.metrics.evaluation import Evaluation
+from mgran_fast.model import MGRAN
+from mgran_fast.ops import backend
+from mgran_fast.report.page import RankedList, Scores
+from mgran_fast.report.pictures import CropView, Match, Query
+
+PROTOCOL = (
+    "Market-1501 single query: each query ranks the whole gallery, less the pictures of the same person by the same"
+    " camera; Euclidean distance; AP is the mean precision at hits"
+)
+
+
+def scores(name: str, evaluation: Evaluation) -> Scores:
+    """The figures of one evaluation."""
+    ranking = evaluation.ranking
+    return Scores(name, {k: ranking.at(k) for k in (1, 5, 10)}, ranking.map, ranking.cmc.tolist())
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the foot of a report."""
+    module = backend.extension()
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "mgran_fast": mgran_fast.__version__,
+        "kernels": "reference only" if module is None else f"built with {module.compiler}",
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads",
+    }
+
+
+class Pictures:
+    """Reads pictures as a model sees them.
+
+    Args:
+        model: gives the size and layout, and the estimator where there are no mask files.
+        masks: where the masks lie, or None.
+    """
+
+    def __init__(self, model: MGRAN, masks: MaskFiles | None) -> None:
+        self.model, self.masks = model, masks
+
+    def sample(self, record: Record) -> Sample | None:
+        """The crop with its region map; None when it cannot be read."""
+        estimated = self.masks is None and not self.model.layout.whole
+        dataset = CropDataset(
+            [record],
+            masks=self.masks,
+            size=self.model.size,
+            layout="none" if estimated else self.model.layout,
+            threshold=self.model.threshold,
+            keypoint_threshold=self.model.keypoint_threshold,
+        )
+        sample = dataset[0]
+        if not isinstance(sample, Sample):
+            return None
+        if estimated:
+            crop = sample.crop[None].to(next(self.model.parameters()).device)
+            sample.region_map.copy_(self.model.regions(crop)[0])
+        return sample
+
+    def view(self, record: Record) -> CropView | None:
+        """The crop with its mask, keypoints and regions; None when it cannot be read."""
+        sample = self.sample(record)
+        if sample is None:
+            return None
+        mask = keypoints = None
+        if self.masks is not None:
+            _, shape = read_picture_and_shape(record.path)
+            source = self.masks.find(record.path, shape)
+            if source is not None:
+                stretch = np.array([self.model.size[1] / shape[1], self.model.size[0] / shape[0], 1.0], np.float32)
+                keypoints = source.keypoints * stretch
+                mask = source.mask.astype(np.float32) / 255.0 if source.has_mask else None
+        return CropView(
+            f"{record.path.parent.name}/{record.path.name}",
+            sample.crop.numpy(),
+            mask,
+            keypoints,
+            sample.region_map.numpy(),
+            self.model.layout.name,
+            None,
+        )
+
+
+def crop_views(pictures: Pictures, records: Sequence[Record], count: int) -> list[CropView]:
+    """``count`` crops spread evenly over ``records``."""
+    chosen = _spread(len(records), count)
+    views = [pictures.view(records[i]) for i in chosen]
+    return [view for view in views if view is not None]
+
+
+def ranked_lists(
+    pictures: Pictures, dataset: DataSet, evaluation: Evaluation, *, queries: int = 12, k: int = 10
+) -> list[RankedList]:
+    """The first k matches of some queries, spread evenly over all."""
+    best, lists = evaluation.top(k), []
+    for q in _spread(len(evaluation.query), queries):
+        asked = pictures.sample(dataset.query[int(evaluation.query.indices[q])])
+        if asked is None:
+            continue
+        matches = []
+        for place, distance, right in zip(best.index[q], best.distance[q], best.right[q], strict=True):
+            if place < 0:
+                break
+            found = pictures.sample(dataset.gallery[int(evaluation.gallery.indices[place])])
+            if found is not None:
+                matches.append(
+                    Match(
+                        found.crop.numpy(),
+                        found.person,
+                        found.camera,
+                        float(distance),
+                        bool(right),
+                        found.region_map.numpy(),
+                    )
+                )
+        first = int(evaluation.ranking.first[q])
+        query = Query(asked.crop.numpy(), asked.person, asked.camera, asked.region_map.numpy())
+        lists.append(RankedList(query, matches, first or None))
+    return lists
+
+
+def unmatched(dataset: DataSet, evaluation: Evaluation) -> list[str]:
+    """One line for each query that has no right match in the gallery."""
+    records = [dataset.query[int(evaluation.query.indices[q])] for q in evaluation.ranking.unmatched]
+    return [
+        f"{record.path.name}: person {record.person} has no gallery picture by another camera than {record.camera}"
+        for record in records
+    ]
+
+
+def _spread(total: int, count: int) -> list[int]:
+    return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total))}) if total else []

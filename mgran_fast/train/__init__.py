@@ -1,0 +1,1 @@
+"""Training MA. Wants the extra ``train``: pip install 'mgran_fast[train]'."""

@@ -1,0 +1,104 @@
+"""The settings of a training run: validated, saved beside its checkpoints, compared on resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgran_fast.errors import CheckpointError
+
+# What decides the shape of a checkpoint's weights and of the schedule: a resumed run must agree on these.
+_FIXED_ON_RESUME = (
+    "layout", "size", "trunk", "last_stride", "statistics", "pooling", "scale", "mean", "std",
+    "epochs", "people", "pictures", "batches", "learning_rate", "weight_decay", "warmup", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run. The defaults are the field's usual ones for a ResNet-50 at 256x128.
+
+    Attributes:
+        layout, size, trunk, last_stride, statistics, pooling, scale, mean, std: as of
+            :class:`mgran_fast.MGRAN`; size is (height, width) in pixels.
+        epochs: passes over the training pictures.
+        people, pictures: P people with K pictures each make a batch.
+        batches: batches of an epoch; None for as many as show each picture once on average.
+        learning_rate, weight_decay: of AdamW; no decay on biases and norms.
+        warmup: share of all steps in which the rate rises linearly; it falls by a cosine to 0 after that.
+        label_smoothing: of the identity loss.
+        margin: of the batch-hard triplet loss, on Euclidean distances of the L2-normalised pooled features.
+        triplet: its weight beside the identity loss.
+        flip, pad, erase, jitter: of :class:`mgran_fast.data.Augment`; jitter is brightness, contrast and colour.
+        precision: auto (bf16 where the hardware computes it, else float32), bf16 or float32.
+        workers: processes that read pictures; 0 reads in the main process.
+        evaluate_every: epochs between evaluations; 0 for one at the end only.
+        seed: of everything random.
+    """
+
+    layout: str = "region"
+    size: tuple[int, int] = (256, 128)
+    trunk: str = "resnet50"
+    last_stride: int = 1
+    statistics: str = "joint"
+    pooling: str = "mean"
+    scale: float = 1 / 256
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    epochs: int = 60
+    people: int = 16
+    pictures: int = 4
+    batches: int | None = None
+    learning_rate: float = 3.5e-4
+    weight_decay: float = 5e-4
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    margin: float = 0.3
+    triplet: float = 1.0
+    flip: float = 0.5
+    pad: float = 10.0
+    erase: float = 0.5
+    jitter: float = 0.0
+    precision: str = "auto"
+    workers: int = 2
+    evaluate_every: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("epochs", 1), ("people", 2), ("pictures", 2), ("workers", 0), ("evaluate_every", 0), ("seed", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("learning_rate", "scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("weight_decay", "margin", "triplet"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        for name in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.precision not in ("auto", "bf16", "float32"):
+            raise ValueError(f"precision must be auto, bf16 or float32, not {self.precision!r}")
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    def check_resume(self, path: Path) -> None:
+        """Raise CheckpointError unless the run whose settings lie at ``path`` can go on with these."""
+        try:
+            before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot resume, its settings are not readable ({error})") from None
+        now = json.loads(json.dumps(dataclasses.asdict(self)))
+        for name in _FIXED_ON_RESUME:
+            if before.get(name) != now[name]:
+                raise CheckpointError(
+                    f"{path.parent}: cannot resume, the run has {name}={before.get(name)!r} and you ask for"
+                    f" {now[name]!r}; use the same settings, or another --output"
+                )

@@ -1,0 +1,125 @@
+"""The training step as a Lightning module, and the data it is fed with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from mgran_fast.data import Augment, Batch, CropDataset, DataSet, MaskFiles, PKBatchSampler, Problems, collate
+from mgran_fast.ma import MAOutput
+from mgran_fast.model import MGRAN
+from mgran_fast.train.config import TrainConfig
+from mgran_fast.train.losses import RegionLoss
+
+
+class TrainingData(pl.LightningDataModule):
+    """Batches of P people with K augmented pictures each."""
+
+    def __init__(self, dataset: DataSet, masks: MaskFiles | None, config: TrainConfig) -> None:
+        super().__init__()
+        self.dataset, self.masks, self.config = dataset, masks, config
+        self.labels = {person: label for label, person in enumerate(dataset.people())}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        config = self.config
+        crops = CropDataset(
+            self.dataset.train,
+            masks=self.masks,
+            size=config.size,
+            layout=config.layout,
+            labels=self.labels,
+            augment=Augment(
+                config.layout,
+                flip=config.flip,
+                pad=config.pad,
+                erase=config.erase,
+                brightness=config.jitter,
+                contrast=config.jitter,
+                colour=config.jitter,
+            ),
+        )
+        sampler = PKBatchSampler(
+            [record.person for record in self.dataset.train],
+            config.people,
+            config.pictures,
+            seed=config.seed,
+            batches=config.batches,
+        )
+        return DataLoader(
+            crops,
+            batch_sampler=sampler,
+            num_workers=config.workers,
+            persistent_workers=config.workers > 0,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class TrainingModule(pl.LightningModule):
+    """MA's training step. The estimator takes no part: region maps come with the batch.
+
+    Args:
+        model: in train mode it returns what the losses need.
+        config: the settings.
+    """
+
+    def __init__(self, model: MGRAN, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.loss = RegionLoss(config.label_smoothing, config.margin)
+        self.problems = Problems()
+
+    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor | None:
+        self.problems.add(batch.bad)
+        if len(batch) < 2:
+            # Nothing to learn from; Lightning goes on with the next batch.
+            return None
+        output = self.model(batch.crops, region_map=batch.region_maps)
+        assert isinstance(output, MAOutput)
+        losses = self.loss(output, batch.labels)
+        loss: torch.Tensor = losses.identity + self.config.triplet * losses.triplet
+        size = len(batch)
+        # A run that no longer learns anything should stop at once, not after hours.
+        if self.global_step % 50 == 0 and not bool(loss.isfinite()):
+            raise FloatingPointError(f"the loss is {float(loss)} at step {self.global_step}: lower the learning rate")
+        self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
+        self.log("identity loss", losses.identity, on_step=False, on_epoch=True, batch_size=size)
+        self.log("triplet loss", losses.triplet, on_step=False, on_epoch=True, batch_size=size)
+        self.log("accuracy", losses.accuracy, prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        parameters = list(self.model.ma.named_parameters())
+        # Biases and norms are vectors; decaying them only shrinks what batch norm scales back.
+        decayed = [p for name, p in parameters if p.ndim > 1 and not name.startswith("neck.")]
+        others = [p for name, p in parameters if p.ndim <= 1 or name.startswith("neck.")]
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, WarmupCosine(steps, self.config.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class WarmupCosine:
+    """The share of the learning rate at a step: rising linearly, then a half cosine down to 0.
+
+    Args:
+        steps: of the whole run, 1 or more.
+        warmup: the share of them that rises, in [0, 1).
+    """
+
+    def __init__(self, steps: int, warmup: float) -> None:
+        self.steps, self.rise = steps, math.ceil(warmup * steps)
+
+    def __call__(self, step: int) -> float:
+        if step < self.rise:
+            return (step + 1) / self.rise
+        progress = (step - self.rise) / max(1, self.steps - self.rise)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
