@@ -68,9 +68,8 @@ class Layout {
 };
 
 MgranRegions regions_args(std::uintptr_t mask, bool mask_is_float, std::uintptr_t keypoints, std::uintptr_t map,
-                          std::int64_t people, std::array<std::int32_t, 2> mask_size,
-                          std::array<std::int32_t, 2> size, double limit, float keypoint_threshold,
-                          const Layout& layout) {
+                          std::int64_t people, std::array<std::int32_t, 2> mask_size, std::array<std::int32_t, 2> size,
+                          double limit, float keypoint_threshold, const Layout& layout) {
   if (people < 0 || size[0] < 0 || size[1] < 0) throw py::value_error("sizes must not be negative");
   if (people > 0 && (mask_size[0] < 1 || mask_size[1] < 1)) throw py::value_error("the mask has no pixels");
   // Integer sums of the resampling must stay exact in float64.

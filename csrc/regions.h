@@ -21,9 +21,9 @@ struct MgranLayout {
 };
 
 struct MgranRegions {
-  const void* mask;        // [people, mask_height, mask_width], float32 or uint8, contiguous
-  const float* keypoints;  // [people, 17, 3]: x, y, score; contiguous
-  std::uint8_t* map;       // [people, height, width], written completely
+  const void* mask;         // [people, mask_height, mask_width], float32 or uint8, contiguous
+  const float* keypoints;   // [people, 17, 3]: x, y, score; contiguous
+  std::uint8_t* map;        // [people, height, width], written completely
   std::int32_t* workspace;  // CUDA: [people, 4 * (2 + MGRAN_MAX_REGIONS)]; CPU: may be null
   std::int64_t people;
   std::int32_t mask_height, mask_width, height, width;

@@ -30,8 +30,8 @@ struct Person {
 };
 
 struct Scratch {
-  std::vector<double> row;       // [mask_width] one output row, vertically resampled
-  std::vector<float> distance;   // [width]
+  std::vector<double> row;      // [mask_width] one output row, vertically resampled
+  std::vector<float> distance;  // [width]
 };
 
 int thread_number() {
@@ -147,8 +147,8 @@ void run(const MgranRegions& args, int threads) {
   std::vector<Taps> columns(args.width);
   for (int x = 0; x < args.width; ++x) columns[x] = mgran::taps(x, args.mask_width, args.width);
   // Allocated out here: an exception must not leave an OpenMP region.
-  std::vector<Scratch> scratches(
-      threads, Scratch{std::vector<double>(args.mask_width), std::vector<float>(args.width)});
+  std::vector<Scratch> scratches(threads,
+                                 Scratch{std::vector<double>(args.mask_width), std::vector<float>(args.width)});
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (std::int64_t n = 0; n < args.people; ++n) {
     Scratch& scratch = scratches[thread_number()];

@@ -7,8 +7,8 @@
 
 namespace mgran {
 
-constexpr float kReach = 1.5f;       // a keypoint further away than one crop is no joint
-constexpr float kShortest = 1e-6f;   // squared length under which a limb is a point
+constexpr float kReach = 1.5f;             // a keypoint further away than one crop is no joint
+constexpr float kShortest = 1e-6f;         // squared length under which a limb is a point
 constexpr double kMaskSteps = 33554432.0;  // 2**25
 constexpr int kBandUnits = 24;
 
@@ -19,10 +19,10 @@ struct Joints {
 
 // A limb ready for many pixels.
 struct Limb {
-  float x, y;       // start
-  float dx, dy;     // to the end
-  float inverse;    // 1 / length^2, 0 for a point
-  float weight;     // 1 / thickness^2
+  float x, y;     // start
+  float dx, dy;   // to the end
+  float inverse;  // 1 / length^2, 0 for a point
+  float weight;   // 1 / thickness^2
   std::int32_t group;
 };
 

@@ -62,13 +62,11 @@ class Trunk(nn.Module):
             raise ValueError(f"last_stride must be 1 or 2, not {last_stride!r}")
         if statistics not in STATISTICS:
             raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, not {statistics!r}")
-        resnet = getattr(torchvision.models, name)(
-            weights=None, norm_layer=SharedBatchNorm2d, zero_init_residual=True
-        )
+        resnet = getattr(torchvision.models, name)(weights=None, norm_layer=SharedBatchNorm2d, zero_init_residual=True)
         #: D, the number of channels of the last feature map.
         self.dim: int = resnet.fc.in_features
-        for key in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
-            self.add_module(key, getattr(resnet, key))
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = (getattr(resnet, f"layer{i}") for i in (1, 2, 3, 4))
         if last_stride == 1:
             block = resnet.layer4[0]
             block.downsample[0].stride = (1, 1)
@@ -77,7 +75,7 @@ class Trunk(nn.Module):
         for module in self.modules():
             if isinstance(module, SharedBatchNorm2d):
                 module.inputs, module.statistics = inputs, statistics
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images [B, 3, H, W] -> features [B, D, H/16, W/16] (H/32 with last_stride 2)."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -98,7 +98,7 @@ def embed(
         threshold=model.threshold,
         keypoint_threshold=model.keypoint_threshold,
     )
-    loader: DataLoader[Batch] = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
+    loader: Iterable[Batch] = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -174,7 +174,7 @@ def rank_embedded(query: Embedded, gallery: Embedded) -> Ranking:
         raise DataError(str(error)) from None
 
 
-def _labels(query: Embedded, gallery: Embedded) -> dict[str, np.ndarray]:
+def _labels(query: Embedded, gallery: Embedded) -> dict[str, Any]:
     return {
         "query_ids": query.persons.numpy(),
         "gallery_ids": gallery.persons.numpy(),

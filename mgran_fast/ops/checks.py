@@ -18,7 +18,9 @@ def tensor(name: str, value: Any, shape: Sequence[int | None], dtypes: Sequence[
     if value.dtype not in dtypes:
         names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name} must be {names}, not {str(value.dtype).removeprefix('torch.')}")
-    if value.ndim != len(shape) or any(want is not None and got != want for got, want in zip(value.shape, shape, strict=True)):
+    if value.ndim != len(shape) or any(
+        want is not None and got != want for got, want in zip(value.shape, shape, strict=True)
+    ):
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise ValueError(f"{name} must have the shape [{wanted}], not {list(value.shape)}")
     return value

@@ -153,7 +153,6 @@ LIBRARY.impl("regions", _implementation, "CPU")
 LIBRARY.impl("regions", _implementation, "CUDA")
 
 
-@torch.library.register_fake("mgran_fast::regions", lib=LIBRARY)
 def _fake(
     mask: torch.Tensor,
     keypoints: torch.Tensor,
@@ -164,3 +163,6 @@ def _fake(
     keypoint_threshold: float,
 ) -> torch.Tensor:
     return mask.new_empty((mask.shape[0], height, width), dtype=torch.uint8)
+
+
+torch.library.register_fake("mgran_fast::regions", _fake, lib=LIBRARY)

@@ -39,9 +39,7 @@ def environment() -> dict[str, str]:
         "kernels": "reference only" if module is None else f"built with {module.compiler}",
         "torch": torch.__version__,
         "Python": platform.python_version(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads",
+        "device": device,
     }
 
 

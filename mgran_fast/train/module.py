@@ -24,7 +24,7 @@ class TrainingData(pl.LightningDataModule):
         self.dataset, self.masks, self.config = dataset, masks, config
         self.labels = {person: label for label, person in enumerate(dataset.people())}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         config = self.config
         crops = CropDataset(
             self.dataset.train,
@@ -97,8 +97,9 @@ class TrainingModule(pl.LightningModule):
         # Biases and norms are vectors; decaying them only shrinks what batch norm scales back.
         decayed = [p for name, p in parameters if p.ndim > 1 and not name.startswith("neck.")]
         others = [p for name, p in parameters if p.ndim <= 1 or name.startswith("neck.")]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            groups,
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
         )

@@ -109,7 +109,9 @@ def test_regions_partition_the_binarized_mask(data: tuple[np.ndarray, np.ndarray
 
 @settings(deadline=None, max_examples=150)
 @given(people(wild, levels=4), sizes)
-def test_rectangles_contain_the_regions_that_they_bound(data: tuple[np.ndarray, np.ndarray], size: tuple[int, int]) -> None:
+def test_rectangles_contain_the_regions_that_they_bound(
+    data: tuple[np.ndarray, np.ndarray], size: tuple[int, int]
+) -> None:
     mask, keypoints = (torch.from_numpy(array) for array in data)
     region = ops.regions(mask, keypoints, size, "region")
     box = ops.regions(mask, keypoints, size, "box")

@@ -1,0 +1,37 @@
+"""Imports an installed wheel from outside of the checkout: python -I check_wheel.py SITE OFF|AUTO.
+
+Run by ``make package``. The folder SITE comes before the environment's own packages, whose editable install of
+the checkout is put aside.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import sys
+
+
+def main(site: str, cuda: str) -> None:
+    """Raises AssertionError when the wheel is not what it should be."""
+    sys.path.insert(0, site)
+    # The editable install answers through import hooks of its own.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__.lower()]
+
+    import torch
+
+    import mgran_fast
+    from mgran_fast import _C, ops
+
+    home = pathlib.Path(mgran_fast.__file__).parent
+    assert home.is_relative_to(pathlib.Path(site).resolve()), f"imported {home}, not the wheel"
+    wanted = cuda == "AUTO" and shutil.which("nvcc") is not None
+    assert (_C.cuda is not None) == wanted, f"MGRAN_CUDA={cuda} gave CUDA {_C.cuda}"
+    assert _C.version == mgran_fast.__version__, f"{_C.version} is not {mgran_fast.__version__}"
+    for name in ("py.typed", "report/template.html.j2", "report/report.css", "kernels/README.md"):
+        assert (home / name).is_file(), f"the wheel lacks {name}"
+    map_ = ops.regions(torch.ones(1, 8, 4), torch.zeros(1, 17, 3), (24, 12))
+    assert map_[0, :, 0].tolist() == [1] * 4 + [2] * 8 + [3] * 12
+    sys.stdout.write(f"wheel with MGRAN_CUDA={cuda}: CUDA {_C.cuda}, regions on CPU native, right\n")
+
+
+main(*sys.argv[1:])
