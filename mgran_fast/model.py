@@ -13,11 +13,13 @@ from mgran_fast import layouts, ops
 from mgran_fast.layouts import Layout
 from mgran_fast.ma import MA, MAOutput, concatenate
 from mgran_fast.mra.estimate import Estimator
+from mgran_fast.ops import checks
 from mgran_fast.ops.inputs import channels
 
 SHAPES = ("full",)
 # Two crops of one picture differ by rounding at most; a mask of another aspect belongs to another picture.
 ASPECT_TOLERANCE = 0.05
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Encoding(NamedTuple):
@@ -95,6 +97,7 @@ class MGRAN(nn.Module):
             pooling=pooling,
         )
         self.mra = mra
+        self.train(self.training)  # which puts the estimator in eval mode
         self._options = {
             "trunk": trunk,
             "last_stride": last_stride,
@@ -173,6 +176,10 @@ class MGRAN(nn.Module):
         Args: as for :meth:`forward`, crops as uint8.
         """
         people, height, width = crops.shape[:3]
+        if masks is not None:
+            checks.tensor("masks", masks, (people, None, None), (torch.float32, torch.uint8))
+        if keypoints is not None:
+            checks.tensor("keypoints", keypoints, (people, len(layouts.KEYPOINTS), 3), FLOATS)
         if masks is None and not self.layout.whole:
             if keypoints is not None:
                 raise ValueError("keypoints without masks: pass masks as well, or neither")
@@ -236,15 +243,14 @@ class MGRAN(nn.Module):
         region_map: torch.Tensor | None,
     ) -> MAOutput:
         crops = _as_bytes(crops)
+        if 0 in crops.shape[1:3]:
+            raise ValueError(f"crops have no pixels: they are {crops.shape[1]} x {crops.shape[2]}")
         if region_map is None:
             region_map = self.regions(crops, masks, keypoints)
         elif masks is not None or keypoints is not None:
             raise ValueError("region_map together with masks or keypoints: pass one or the other")
-        elif region_map.ndim != 3 or len(region_map) != len(crops):
-            raise ValueError(
-                f"region_map must have the shape [{len(crops)}, H, W] for {len(crops)} crops,"
-                f" not {list(region_map.shape)}"
-            )
+        else:
+            checks.tensor("region_map", region_map, (len(crops), None, None), (torch.uint8,))
         crops = _resize(crops, self.size)
         if tuple(region_map.shape[1:]) != self.size:
             # Nearest: a region map holds names, which have no mean.

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-# Tests run several at a time; each process on one thread keeps them from fighting over the cores.
+# Tests run several at a time; each process on one thread keeps them from fighting over the cores. The variable is
+# for the processes that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

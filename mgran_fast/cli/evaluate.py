@@ -20,8 +20,8 @@ def evaluate(
     masks: Annotated[Path | None, typer.Option(help="Folder with masks/ and keypoints.json; default: DATA.")] = None,
     layout: Annotated[str | None, typer.Option(help="The layout that the checkpoint must have.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report here.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 32,
-    workers: Annotated[int, typer.Option(help="Processes that read pictures.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 2,
     blur_faces: Annotated[bool, typer.Option("--blur-faces", help="Hide the heads in the report.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

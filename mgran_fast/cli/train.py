@@ -64,34 +64,30 @@ def train(
     except ImportError as error:
         raise missing_extra(error) from None
 
-    try:
-        config = TrainConfig(
-            layout=get(layout).name,
-            size=common.parse_size(size),
-            trunk=trunk,
-            statistics=statistics,
-            pooling=pooling,
-            mean=common.parse_channels("--mean", mean),
-            std=common.parse_channels("--std", std),
-            epochs=epochs,
-            people=people,
-            pictures=pictures,
-            batches=batches,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            label_smoothing=label_smoothing,
-            margin=margin,
-            erase=erase,
-            jitter=jitter,
-            precision=precision,
-            workers=workers,
-            evaluate_every=evaluate_every,
-            seed=seed,
-        )
-    except MGRANError:
-        raise
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    config = settings(
+        TrainConfig,
+        layout=layout,
+        size=common.parse_size(size),
+        trunk=trunk,
+        statistics=statistics,
+        pooling=pooling,
+        mean=common.parse_channels("--mean", mean),
+        std=common.parse_channels("--std", std),
+        epochs=epochs,
+        people=people,
+        pictures=pictures,
+        batches=batches,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        margin=margin,
+        erase=erase,
+        jitter=jitter,
+        precision=precision,
+        workers=workers,
+        evaluate_every=evaluate_every,
+        seed=seed,
+    )
     dataset = read_market(data)
     common.tell_notes(dataset)
     files = common.open_masks(dataset.root, masks, wanted=not get(config.layout).whole)
@@ -101,6 +97,14 @@ def train(
     )  # fmt: skip
     if json_:
         common.print_json(outcome)
+
+
+def settings(make: Any, **values: Any) -> Any:
+    """The TrainConfig of these values; DataError for one that is out of its range."""
+    try:
+        return make(**values)
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def train_and_evaluate(
@@ -116,34 +120,45 @@ def train_and_evaluate(
     run: Any,
 ) -> dict[str, Any]:
     """The main job: evaluate the untrained model, train, evaluate, write the report; returns all figures."""
+    import torch
+
     from mgran_fast.cli import common
     from mgran_fast.metrics.evaluation import evaluate
-    from mgran_fast.train.run import build
+    from mgran_fast.train.run import build, check
     from mgran_fast.weights.trunk import load_trunk
 
+    # Before the first evaluation, which may take minutes.
+    check(dataset, config, output, resume=resume)
     model = build(config, len(dataset.people()))
     if weights is not None:
         load_trunk(model, weights)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     seconds: dict[str, float] = {}
     results = {}
     start = time.perf_counter()
     with common.bar("untrained") as step:
         results["untrained" if weights is None else "before training"] = evaluate(
-            model, dataset.query, dataset.gallery, masks, workers=config.workers, progress=step
+            model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step
         )
     seconds["evaluate before"] = time.perf_counter() - start
     first = next(iter(results.values())).ranking
     common.console.print(f"before training: Rank-1 {100 * first.at(1):.1f} %, mAP {100 * first.map:.1f} %")
 
-    trained = run(
-        dataset, masks, config, output, model=model, resume=resume, progress=common.console.is_terminal,
-        on_epoch=lambda line: common.console.print(_epoch(line, config.epochs)),
-    )  # fmt: skip
+    try:
+        trained = run(
+            dataset, masks, config, output, model=model, resume=resume, progress=common.console.is_terminal,
+            on_epoch=lambda line: common.console.print(_epoch(line, config.epochs)),
+        )  # fmt: skip
+    except FloatingPointError as error:
+        raise MGRANError(str(error)) from None
+    except KeyboardInterrupt:
+        common.console.print("mgran-fast: interrupted; the run goes on with --resume")
+        raise typer.Exit(130) from None
     seconds["train"] = trained.seconds
     start = time.perf_counter()
     with common.bar("evaluate") as step:
         results["trained"] = evaluate(
-            trained.model, dataset.query, dataset.gallery, masks, workers=config.workers, progress=step
+            trained.model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step
         )
     seconds["evaluate after"] = time.perf_counter() - start
     final = results["trained"].ranking

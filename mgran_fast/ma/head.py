@@ -27,8 +27,9 @@ class BNNeck(nn.Module):
         self.register_buffer("running_var", torch.ones(inputs, dim))
 
     def forward(self, features: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """features [N, P, D], visible bool [N, P] -> [N, P, D] float32."""
-        x, seen = features.float(), visible.float()[..., None]
+        """features [N, P, D], visible bool [N, P] -> [N, P, D] float32 (float64 for float64 features)."""
+        x = features.to(torch.promote_types(features.dtype, torch.float32))
+        seen = visible.to(x.dtype)[..., None]
         mean, var = self.running_mean, self.running_var
         if self.training:
             count = seen.sum(0)
@@ -36,10 +37,10 @@ class BNNeck(nn.Module):
             var = ((x - mean).square() * seen).sum(0) / count.clamp(min=1)
             with torch.no_grad():
                 # An input that nobody in the batch shows (or one person alone: no variance) leaves no trace.
-                share = torch.where(count > 1, self.momentum, 0.0)
+                share = torch.where(count > 1, self.momentum, 0.0).to(self.running_mean.dtype)
                 unbiased = var * count / (count - 1).clamp(min=1)
-                self.running_mean.lerp_(mean, share.expand_as(mean))
-                self.running_var.lerp_(unbiased, share.expand_as(var))
+                self.running_mean.lerp_(mean.to(share.dtype), share.expand_as(mean))
+                self.running_var.lerp_(unbiased.to(share.dtype), share.expand_as(var))
         return (x - mean) * torch.rsqrt(var + self.eps) * self.weight * seen
 
 

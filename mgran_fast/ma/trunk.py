@@ -33,6 +33,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         groups = input.unflatten(0, (-1, self.inputs)).unbind(1)
         # Each input is copied together first: the kernels for a strided batch are several times slower.
         normed = [super(SharedBatchNorm2d, self).forward(_dense(group, input)) for group in groups]
+        if normed[0].is_contiguous(memory_format=torch.channels_last):
+            # torch.stack answers in the standard layout; stacked with the channels innermost, they stay there.
+            rows = torch.stack([group.permute(0, 2, 3, 1) for group in normed], 1)
+            return rows.flatten(0, 1).permute(0, 3, 1, 2)
         return torch.stack(normed, 1).flatten(0, 1)
 
 
@@ -90,6 +94,9 @@ class Trunk(nn.Module):
         Raises CheckpointError when a key is missing, unknown or of another shape.
         """
         own = self.state_dict()
+        for key, value in state.items():
+            if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+                raise CheckpointError(f"not a state dict: {key!r} is a {type(value).__name__}, not a named tensor")
         given = {key: value for key, value in state.items() if not key.startswith("fc.")}
         # Checkpoints from before torch 0.4.1 lack these counters, and nothing depends on them.
         missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]

@@ -23,7 +23,8 @@ def inputs(
     """
     shift = torch.tensor(mean, dtype=torch.float32, device=crops.device)
     spread = torch.tensor(std, dtype=torch.float32, device=crops.device)
-    pixels = ((crops.float() * scale - shift) / spread).to(dtype)
+    # Elementwise results keep the strides of their argument: the channels must be innermost from here on.
+    pixels = ((crops.contiguous().float() * scale - shift) / spread).to(dtype)
     where = torch.stack([everyone(region_map), *(region_map == r for r in range(1, regions + 1))], 1)
     zero = torch.zeros((), dtype=dtype, device=crops.device)
     return torch.where(where[..., None], pixels[:, None], zero).permute(0, 1, 4, 2, 3)

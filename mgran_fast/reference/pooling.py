@@ -18,24 +18,31 @@ def pooling(
 
     With w the share of a cell's pixels that lie in the row's region, x the cell's features:
     mean = sum(w x) / sum(w); gem = (sum(w x^p) / sum(w))^(1/p); max = the largest x of the cells with w > 0.
-    A row whose region has no pixel gives 0, and no gradient.
+    A row whose region has no pixel gives 0, and no gradient. Computed in float32, in float64 for float64 features.
     """
-    weights = shares(region_map, region, features.shape[2], features.shape[3])[:, None]
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    weights = shares(region_map, region, features.shape[2], features.shape[3], dtype)[:, None]
     total = weights.sum((2, 3))
-    x = features.float()
+    x = features.to(dtype)
     if mode == "max":
         pooled = x.masked_fill(weights <= 0, -torch.inf).amax((2, 3))
+    elif mode == "mean":
+        pooled = (x * weights).sum((2, 3)) / total.clamp(min=torch.finfo(dtype).tiny)
     else:
-        x = x.clamp(min=GEM_SMALLEST).pow(power) if mode == "gem" else x
-        pooled = (x * weights).sum((2, 3)) / total.clamp(min=torch.finfo(torch.float32).tiny)
-        if mode == "gem":
-            # Kept away from 0 before the root, so that an invisible row's gradient is 0 and not NaN.
-            pooled = torch.where(total > 0, pooled, 1.0).pow(1.0 / power)
+        # Powers of x / (the largest x of the region): no power over- or underflows, and the mean of the powers is
+        # never 0, where the root has no slope. The factor cancels, so it needs no gradient.
+        x = x.masked_fill(weights <= 0, 0.0).clamp(min=GEM_SMALLEST)
+        largest = x.detach().amax((2, 3), keepdim=True)
+        mean = ((x / largest).pow(power) * weights).sum((2, 3)) / total.clamp(min=torch.finfo(dtype).tiny)
+        # Kept away from 0 before the root, so that an invisible row's gradient is 0 and not NaN.
+        pooled = torch.where(total > 0, mean, 1.0).pow(1.0 / power) * largest[:, :, 0, 0]
     return torch.where(total > 0, pooled, 0.0).to(features.dtype)
 
 
-def shares(region_map: torch.Tensor, region: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """float32 [B, height, width]: the share of each cell's pixels that lie in the row's region.
+def shares(
+    region_map: torch.Tensor, region: torch.Tensor, height: int, width: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """``dtype`` [B, height, width]: the share of each cell's pixels that lie in the row's region.
 
     Region 0 is the whole person, or the whole crop of a person whose map is empty. A cell (i, j) of an h x w
     grid covers the pixels floor(i H / h) to ceil((i + 1) H / h), exclusive, and columns alike.
@@ -46,5 +53,5 @@ def shares(region_map: torch.Tensor, region: torch.Tensor, height: int, width: i
     chosen = region.to(rows.device)[:, None, None]
     inside = torch.where(chosen == 0, whole, rows == chosen)
     if len(inside) == 0:
-        return torch.zeros((0, height, width), device=rows.device)
-    return F.adaptive_avg_pool2d(inside.float(), (height, width))
+        return torch.zeros((0, height, width), dtype=dtype, device=rows.device)
+    return F.adaptive_avg_pool2d(inside.to(dtype), (height, width))

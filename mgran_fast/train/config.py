@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mgran_fast import layouts, ops
 from mgran_fast.errors import CheckpointError
+from mgran_fast.ma.trunk import STATISTICS, TRUNKS
 
 # What decides the shape of a checkpoint's weights and of the schedule: a resumed run must agree on these.
 _FIXED_ON_RESUME = (
@@ -37,6 +40,8 @@ class TrainConfig:
         workers: processes that read pictures; 0 reads in the main process.
         evaluate_every: epochs between evaluations; 0 for one at the end only.
         seed: of everything random.
+
+    Raises ValueError for a setting out of its range; the message names it.
     """
 
     layout: str = "region"
@@ -73,17 +78,38 @@ class TrainConfig:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.batches is not None and self.batches < 1:
+            raise ValueError(f"batches must be at least 1, or None, not {self.batches}")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size must be (height, width) in pixels, 1 or more, not {self.size}")
         for name in ("learning_rate", "scale"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("weight_decay", "margin", "triplet"):
-            if not getattr(self, name) >= 0:
+        for name in ("weight_decay", "margin", "triplet", "pad"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        for name in ("flip", "erase", "jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if self.precision not in ("auto", "bf16", "float32"):
-            raise ValueError(f"precision must be auto, bf16 or float32, not {self.precision!r}")
+        for name, known in (
+            ("trunk", TRUNKS),
+            ("last_stride", (1, 2)),
+            ("statistics", STATISTICS),
+            ("pooling", ops.POOLING_MODES),
+            ("precision", ("auto", "bf16", "float32")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, not {getattr(self, name)!r}")
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            if numbers is not None and (len(numbers) != 3 or not all(map(math.isfinite, numbers))):
+                raise ValueError(f"{name} must be three finite numbers, for red, green and blue, not {numbers}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std must be positive, not {self.std}")
+        layouts.get(self.layout)
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -95,6 +121,8 @@ class TrainConfig:
             before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot resume, its settings are not readable ({error})") from None
+        if not isinstance(before, dict):
+            raise CheckpointError(f"{path}: cannot resume, its settings are no JSON object")
         now = json.loads(json.dumps(dataclasses.asdict(self)))
         for name in _FIXED_ON_RESUME:
             if before.get(name) != now[name]:

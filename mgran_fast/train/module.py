@@ -3,17 +3,74 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mgran_fast.data import Augment, Batch, CropDataset, DataSet, MaskFiles, PKBatchSampler, Problems, collate
+from mgran_fast.data import (
+    Augment,
+    BadPicture,
+    Batch,
+    CropDataset,
+    DataSet,
+    MaskFiles,
+    PKBatchSampler,
+    Problems,
+    Sample,
+    collate,
+)
 from mgran_fast.ma import MAOutput
 from mgran_fast.model import MGRAN
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.losses import RegionLoss
+
+
+class SeededBatches(Sampler[list[tuple[int, int]]]):
+    """The batches of a PK sampler, each picture with a seed of its own for its augmentation.
+
+    The seeds depend on the run's seed and the epoch alone: neither the number of workers nor an interruption
+    changes what a run sees.
+    """
+
+    def __init__(self, batches: PKBatchSampler) -> None:
+        self.batches = batches
+
+    @property
+    def sampler(self) -> SeededBatches:
+        """This object, where trainers look for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, 0 or more, that the next iteration shows."""
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rng = np.random.default_rng((self.batches.seed, self.batches.epoch, 1))
+        for batch in self.batches:
+            yield list(zip(batch, rng.integers(0, 2**63, len(batch)).tolist(), strict=True))
+
+
+class SeededCrops(Dataset["Sample | BadPicture"]):
+    """Crops by (place, seed); the seed is that of the augmentation. Leaves torch's own random numbers alone."""
+
+    def __init__(self, crops: CropDataset) -> None:
+        self.crops = crops
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample | BadPicture:
+        index, seed = item
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(seed)
+            return self.crops[index]
 
 
 class TrainingData(pl.LightningDataModule):
@@ -23,6 +80,15 @@ class TrainingData(pl.LightningDataModule):
         super().__init__()
         self.dataset, self.masks, self.config = dataset, masks, config
         self.labels = {person: label for label, person in enumerate(dataset.people())}
+        self.batches = SeededBatches(
+            PKBatchSampler(
+                [record.person for record in dataset.train],
+                config.people,
+                config.pictures,
+                seed=config.seed,
+                batches=config.batches,
+            )
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
         config = self.config
@@ -42,16 +108,14 @@ class TrainingData(pl.LightningDataModule):
                 colour=config.jitter,
             ),
         )
-        sampler = PKBatchSampler(
-            [record.person for record in self.dataset.train],
-            config.people,
-            config.pictures,
-            seed=config.seed,
-            batches=config.batches,
-        )
+        if self.trainer is not None:
+            # Workers take up the first batches at once, before Lightning tells the sampler where a run resumes.
+            # (current_epoch still counts from the start then.)
+            done = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+            self.batches.set_epoch(done)
         return DataLoader(
-            crops,
-            batch_sampler=sampler,
+            SeededCrops(crops),
+            batch_sampler=self.batches,
             num_workers=config.workers,
             persistent_workers=config.workers > 0,
             collate_fn=collate,
@@ -65,16 +129,23 @@ class TrainingModule(pl.LightningModule):
     Args:
         model: in train mode it returns what the losses need.
         config: the settings.
+        steps: of the whole run, for the schedule of the learning rate.
     """
 
-    def __init__(self, model: MGRAN, config: TrainConfig) -> None:
+    def __init__(self, model: MGRAN, config: TrainConfig, steps: int) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.steps = model, config, steps
         self.loss = RegionLoss(config.label_smoothing, config.margin)
         self.problems = Problems()
+        #: How many pictures the epoch has shown so far.
+        self.shown = 0
+
+    def on_train_epoch_start(self) -> None:
+        self.shown = 0
 
     def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor | None:
         self.problems.add(batch.bad)
+        self.shown += len(batch)
         if len(batch) < 2:
             # Nothing to learn from; Lightning goes on with the next batch.
             return None
@@ -85,7 +156,8 @@ class TrainingModule(pl.LightningModule):
         size = len(batch)
         # A run that no longer learns anything should stop at once, not after hours.
         if self.global_step % 50 == 0 and not bool(loss.isfinite()):
-            raise FloatingPointError(f"the loss is {float(loss)} at step {self.global_step}: lower the learning rate")
+            value = float(loss.detach())
+            raise FloatingPointError(f"the loss is {value} at step {self.global_step}: lower the learning rate")
         self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
         self.log("identity loss", losses.identity, on_step=False, on_epoch=True, batch_size=size)
         self.log("triplet loss", losses.triplet, on_step=False, on_epoch=True, batch_size=size)
@@ -103,8 +175,8 @@ class TrainingModule(pl.LightningModule):
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, WarmupCosine(steps, self.config.warmup))
+        # Not Lightning's estimate: asking for it starts the workers before a resumed run knows its epoch.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, WarmupCosine(self.steps, self.config.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

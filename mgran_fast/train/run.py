@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -68,6 +70,23 @@ def build(config: TrainConfig, num_classes: int) -> MGRAN:
         )
 
 
+def check(dataset: DataSet, config: TrainConfig, output: Path, *, resume: bool = False) -> None:
+    """Raise DataError or CheckpointError when :func:`train` would refuse to start; touches nothing."""
+    if not dataset.train:
+        raise DataError(f"{dataset.root}: no training pictures")
+    people = len(dataset.people())
+    if people < config.people:
+        raise DataError(f"{dataset.root}: {people} training people, but --people {config.people}; ask for fewer")
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output}: a file, not a folder; choose another --output")
+    if (output / STATE).is_file():
+        if not resume:
+            raise CheckpointError(
+                f"{output}: holds a run already; continue it with --resume or choose another --output"
+            )
+        config.check_resume(output / SETTINGS)
+
+
 def train(
     dataset: DataSet,
     masks: MaskFiles | None,
@@ -89,32 +108,31 @@ def train(
         on_epoch: called after each epoch with its line of the history.
 
     Raises:
-        DataError: no training pictures, or too few people.
-        CheckpointError: the state in ``output`` is of another run.
+        DataError: no training pictures, too few people, or not one picture that could be read.
+        CheckpointError: the state in ``output`` is of another run, or broken.
+        FloatingPointError: the loss is no number any more; ``output`` keeps the last epoch in which it was.
+        KeyboardInterrupt: as it came; the run goes on with ``resume``.
     """
-    if not dataset.train:
-        raise DataError(f"{dataset.root}: no training pictures")
+    check(dataset, config, output, resume=resume)
     people = len(dataset.people())
-    if people < config.people:
-        raise DataError(f"{dataset.root}: {people} training people, but --people {config.people}; ask for fewer")
-    output.mkdir(parents=True, exist_ok=True)
-    state = output / STATE
-    if resume and state.is_file():
-        config.check_resume(output / SETTINGS)
-    elif state.is_file():
-        raise CheckpointError(f"{output}: holds a run already; continue it with --resume or choose another --output")
-    elif resume:
-        _log.info("%s: nothing to resume from, starting anew", output)
-    config.save(output / SETTINGS)
-
     model = build(config, people) if model is None else model
     if model.num_classes != people:
         raise CheckpointError(
             f"the model has {model.num_classes} classes and {dataset.root} has {people} training people;"
             " train a new model or take the data set that it was made for"
         )
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    module = TrainingModule(model, config)
+    data = TrainingData(dataset, masks, config)
+    module = TrainingModule(model, config, config.epochs * len(data.batches))
+    state = output / STATE
+    if state.is_file():
+        _check_state(state, module, dataset)
+    elif resume:
+        _log.info("%s: nothing to resume from, starting anew", output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be made ({error.strerror}); choose another --output") from None
+    config.save(output / SETTINGS)
     recorder = _Recorder(dataset, masks, config, on_epoch)
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     callbacks: list[Callback] = [
@@ -136,15 +154,46 @@ def train(
             enable_model_summary=False,
             log_every_n_steps=1,
         )
-        data = TrainingData(dataset, masks, config)
-        # weights_only: a state from a stranger cannot run code.
-        trainer.fit(module, datamodule=data, ckpt_path=state if resume and state.is_file() else None, weights_only=True)
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            # weights_only: a state from a stranger cannot run code.
+            trainer.fit(module, datamodule=data, ckpt_path=state if state.is_file() else None, weights_only=True)
+        except SystemExit:
+            # Lightning turns Ctrl+C into an exit without a word, and ignores the signal from then on.
+            if not trainer.interrupted:
+                raise
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
     if trainer.interrupted:
         raise KeyboardInterrupt
     model = model.cpu().eval()
     checkpoint = output / CHECKPOINT
     model.save(checkpoint, notes={"dataset": dataset.name, "epochs": str(config.epochs)})
-    return TrainResult(model, checkpoint, recorder.history, module.problems.lines(), recorder.seconds)
+    problems = list(dict.fromkeys([*recorder.problems, *module.problems.lines()]))
+    return TrainResult(model, checkpoint, recorder.history, problems, recorder.seconds)
+
+
+def _check_state(path: Path, module: TrainingModule, dataset: DataSet) -> None:
+    """Raise CheckpointError unless the state at ``path`` is whole and fits the model."""
+    try:
+        saved = torch.load(path, "cpu", weights_only=True, mmap=True)["state_dict"]
+        shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    except Exception as error:  # a broken pickle raises nearly anything
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise CheckpointError(
+            f"{path}: cannot resume, the state of the run cannot be read ({reason}); delete it to start anew"
+        ) from None
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    classifiers = "model.ma.classifiers.weight"
+    before, now = shapes.get(classifiers, (0, 0)), own[classifiers]
+    if before[1] != now[1]:
+        raise CheckpointError(
+            f"{path}: cannot resume, the run has {before[1]} training people and {dataset.root} has {now[1]};"
+            " use the same data, or another --output"
+        )
+    other = sorted(name for name in {*shapes, *own} if shapes.get(name) != own.get(name))
+    if other:
+        raise CheckpointError(f"{path}: cannot resume, the state is of another model ({other[0]} differs)")
 
 
 class _Recorder(Callback):
@@ -159,6 +208,7 @@ class _Recorder(Callback):
     ) -> None:
         self.dataset, self.masks, self.config, self.on_epoch = dataset, masks, config, on_epoch
         self.history: list[dict[str, float]] = []
+        self.problems: list[str] = []
         self.seconds = 0.0
         self._start = 0.0
 
@@ -167,6 +217,10 @@ class _Recorder(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
+        found = pl_module.problems.lines()
+        if not pl_module.shown:
+            raise DataError(f"{self.dataset.root}: not one training picture could be used; the first: {found[0]}")
+        self.problems = list(dict.fromkeys([*self.problems, *found]))
         seconds = time.perf_counter() - self._start
         self.seconds += seconds
         epoch = trainer.current_epoch + 1
@@ -174,10 +228,12 @@ class _Recorder(Callback):
         for name in ("loss", "identity loss", "triplet loss", "accuracy"):
             if name in trainer.callback_metrics:
                 line[name] = float(trainer.callback_metrics[name])
+        if not math.isfinite(line.get("loss", 0.0)):
+            raise FloatingPointError(f"the loss is {line['loss']} after epoch {epoch}: lower the learning rate")
         every = self.config.evaluate_every
         if every and epoch % every == 0 and epoch < self.config.epochs and self.dataset.query:
-            found = self._evaluate(pl_module)
-            line["rank1"], line["map"] = found.ranking.at(1), found.ranking.map
+            ranking = self._evaluate(pl_module).ranking
+            line["rank1"], line["map"] = ranking.at(1), ranking.map
         self.history.append(line)
         if self.on_epoch is not None:
             self.on_epoch(line)
@@ -186,10 +242,11 @@ class _Recorder(Callback):
         return evaluate(module.model, self.dataset.query, self.dataset.gallery, self.masks, workers=self.config.workers)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "seconds": self.seconds}
+        return {"history": self.history, "seconds": self.seconds, "problems": self.problems}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history, self.seconds = state_dict["history"], state_dict["seconds"]
+        self.problems = list(state_dict.get("problems", ()))
 
 
 class _quiet:  # noqa: N801 (a context manager, used as a verb)
@@ -207,6 +264,8 @@ class _quiet:  # noqa: N801 (a context manager, used as a verb)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", ".*training_step` returned `None`.*")
+        # A run goes on after its folder was moved as well.
+        warnings.filterwarnings("ignore", "The dirpath has changed.*")
 
     def __exit__(self, *error: object) -> None:
         self._warnings.__exit__(None, None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -54,7 +55,10 @@ def describe(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]
         ) from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path}: no MGRAN checkpoint: its format is {metadata.get('format')!r}, not {FORMAT!r}")
-    return json.loads(metadata["config"]), json.loads(metadata["notes"])
+    try:
+        return dict(json.loads(metadata["config"])), dict(json.loads(metadata["notes"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its configuration is damaged ({error!r}); take another copy") from None
 
 
 def load(
@@ -77,19 +81,21 @@ def load(
 
     config, _ = describe(path)
     for name, want in (("layout", layout), ("num_classes", num_classes)):
-        if want is not None and config[name] != want:
+        if want is not None and config.get(name) != want:
             raise CheckpointError(
-                f"{path}: made with {name}={config[name]!r}, wanted {name}={want!r};"
+                f"{path}: made with {name}={config.get(name)!r}, wanted {name}={want!r};"
                 f" leave {name} out or take another checkpoint"
             )
     try:
         model = MGRAN(mra=mra, **{**config, "size": tuple(config["size"])})
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: this version cannot build its model: {error}") from None
     with safe_open(Path(path), framework="pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     try:
         model.ma.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit its own configuration: {error}") from None
+        # torch lists every key on lines of its own; the first few say enough.
+        reason = textwrap.shorten(str(error), 200)
+        raise CheckpointError(f"{path}: its weights do not fit its own configuration: {reason}") from None
     return model.eval()

@@ -1,0 +1,292 @@
+"""The commands, from the shell to the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import mgran_fast
+from mgran_fast.cli import app, common
+from mgran_fast.data import DataSet
+from mgran_fast.errors import DataError
+from mgran_fast.model import MGRAN
+from mgran_fast.train.config import TrainConfig
+
+Cli = Callable[..., Any]
+COMMANDS = ("train", "evaluate", "demo", "doctor")
+
+
+def plain(text: str) -> str:
+    """Without colours and the borders that help pages draw."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text).split())
+
+
+# --- help and version -----------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command() -> None:
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)  # type: ignore[union-attr]
+    for command in COMMANDS:
+        assert re.search(rf"\b{command}\b", result.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300", "TERM": "dumb"})
+    assert result.exit_code == 0
+    assert f"Example: mgran-fast {command}" in plain(result.stdout)
+    assert "--json" in plain(result.stdout)
+
+
+def test_no_command_shows_the_help(cli: Cli) -> None:
+    outcome = cli()
+    assert outcome.code in (0, 2)
+    assert "Usage" in outcome.out + outcome.err
+
+
+def test_version(cli: Cli) -> None:
+    outcome = cli("--version")
+    assert (outcome.code, outcome.out) == (0, f"mgran-fast {mgran_fast.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["train"],
+        ["train", "--data", "x", "--epochs", "many"],
+        ["train", "--data", "x", "--nonsense"],
+        ["evaluate", "--data", "x", "--batch-size", "0"],
+        ["evaluate", "--data", "x", "--workers", "-1"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_leaves_with_2(arguments: list[str], cli: Cli) -> None:
+    outcome = cli(*arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert "--help" in plain(outcome.err)
+
+
+# --- train ----------------------------------------------------------------------------------------------------
+
+
+def test_training_prints_one_json_object(trained: Any) -> None:
+    found = trained.outcome.json
+    assert set(found) == {"untrained", "trained", "counts", "epochs", "seconds", "model", "report"}
+    for name in ("untrained", "trained"):
+        assert set(found[name]) == {"rank1", "rank5", "rank10", "map", "minp"}
+        assert all(0 <= value <= 1 for value in found[name].values())
+    assert found["epochs"] == 1
+    assert found["counts"]["queries"] == 8
+    assert found["counts"]["gallery"] == 8
+    assert set(found["seconds"]) == {"evaluate before", "train", "evaluate after"}
+    assert Path(found["model"]) == trained.folder / "model.safetensors"
+    assert Path(found["report"]) == trained.folder / "report.html"
+
+
+def test_training_tells_people_what_happens(trained: Any) -> None:
+    lines = trained.outcome.err.splitlines()
+    assert lines[0] == "data: 24 training pictures of 6 people, 8 queries, 8 in the gallery"
+    assert any(line.startswith("before training: Rank-1 ") for line in lines)
+    assert any(re.match(r"epoch 1/1: \d+ s, loss \d+\.\d{3}, training accuracy", line) for line in lines)
+    assert lines[-1].startswith("report: ")
+    assert "Warning" not in trained.outcome.err
+    assert "Lightning" not in trained.outcome.err
+
+
+def test_training_leaves_a_report_and_a_model(trained: Any) -> None:
+    page = (trained.folder / "report.html").read_text(encoding="utf-8")
+    assert "6 people" in page
+    assert "8 queries" in page
+    assert "mgran-fast train --data" in page
+    assert "queries without a match" in page
+    model = MGRAN.from_file(trained.folder / "model.safetensors", layout="region", num_classes=6)
+    assert model.size == (32, 16)
+
+
+def test_resuming_a_finished_run(trained: Any, tiny: DataSet, quick: tuple[str, ...], tmp_path: Path, cli: Cli) -> None:
+    folder = shutil.copytree(trained.folder, tmp_path / "run", copy_function=os.link)
+    (folder / "report.html").unlink()
+    outcome = cli("train", "--data", tiny.root, "--output", folder, "--resume", "--json", *quick)
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["trained"] == trained.outcome.json["trained"]
+    assert (folder / "report.html").is_file()
+
+
+def test_bad_pictures_are_in_the_report(copied: Path, quick: tuple[str, ...], tmp_path: Path, cli: Cli) -> None:
+    train = sorted((copied / "bounding_box_train").iterdir())
+    gallery = sorted((copied / "bounding_box_test").iterdir())
+    train[2].write_bytes(b"")
+    gallery[5].write_bytes(gallery[5].read_bytes()[:200])
+    config = [*quick, "--batches", "4"]
+    outcome = cli("train", "--data", copied, "--output", tmp_path / "run", "--json", "--blur-faces", *config)
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["counts"]["unreadable pictures"] == 1
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    for path in (train[2], gallery[5]):
+        assert path.name in page
+        assert f"{path}: the picture cannot be read" in outcome.err
+    assert "unreadable pictures: 1" in outcome.err
+
+
+def test_pretrained_weights_are_taken(tiny: DataSet, quick: tuple[str, ...], tmp_path: Path, cli: Cli) -> None:
+    torch.manual_seed(3)
+    weights = MGRAN(trunk="resnet18").ma.trunk.state_dict()
+    torch.save(weights, tmp_path / "resnet18.pth")
+    outcome = cli(
+        "train", "--data", tiny.root, "--output", tmp_path / "run", "--weights", tmp_path / "resnet18.pth",
+        "--layout", "none", "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--json", *quick,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "before training" in outcome.json
+    model = MGRAN.from_file(tmp_path / "run" / "model.safetensors")
+    assert model.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert model.layout.name == "none"
+
+
+def test_ctrl_c_says_how_to_go_on(
+    tiny: DataSet, quick: tuple[str, ...], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(line: dict[str, float], epochs: int) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mgran_fast.cli.train._epoch", interrupt)
+    outcome = cli("train", "--data", tiny.root, "--output", tmp_path / "run", *quick)
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "mgran-fast: interrupted; the run goes on with --resume"
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------
+
+
+def test_evaluating_gives_what_training_said(trained: Any, tiny: DataSet, tmp_path: Path, cli: Cli) -> None:
+    outcome = cli(
+        "evaluate", "--data", tiny.root, "--checkpoint", trained.folder / "model.safetensors", "--workers", "0",
+        "--report", tmp_path / "deep" / "page.html", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    found = outcome.json
+    for name, value in trained.outcome.json["trained"].items():
+        assert found[name] == pytest.approx(value)
+    assert found["counts"] == trained.outcome.json["counts"]
+    assert found["report"] == str(tmp_path / "deep" / "page.html")
+    page = (tmp_path / "deep" / "page.html").read_text(encoding="utf-8")
+    for name in ("queries", "gallery", "empty masks", "no keypoints", "unreadable pictures"):
+        assert name in page
+
+
+def test_evaluating_without_training_pictures_and_report(trained: Any, copied: Path, cli: Cli) -> None:
+    shutil.rmtree(copied / "bounding_box_train")
+    outcome = cli(
+        "evaluate", "--data", copied, "--checkpoint", trained.folder / "model.safetensors", "--workers", "0"
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == "", "a table is for people"
+    assert "Rank-1" in outcome.err
+    assert "run on copied" in outcome.err
+
+
+def test_unmatched_queries_are_told(trained: Any, copied: Path, tmp_path: Path, cli: Cli) -> None:
+    for path in (copied / "bounding_box_test").glob("0007_*"):
+        path.unlink()
+    outcome = cli(
+        "evaluate", "--data", copied, "--checkpoint", trained.folder / "model.safetensors", "--workers", "0",
+        "--report", tmp_path / "page.html", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["counts"]["queries without a match"] == 2
+    assert "queries without a match: 2" in outcome.err
+    assert "0007_c1_00.jpg" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_masks_may_lie_elsewhere(trained: Any, copied: Path, tmp_path: Path, cli: Cli) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.move(copied / "masks", elsewhere)
+    shutil.move(copied / "keypoints.json", elsewhere)
+    outcome = cli(
+        "evaluate", "--data", copied, "--checkpoint", trained.folder / "model.safetensors", "--workers", "0",
+        "--masks", elsewhere, "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["map"] == pytest.approx(trained.outcome.json["trained"]["map"])
+
+
+# --- demo and doctor ------------------------------------------------------------------------------------------
+
+
+def test_demo_may_be_typed_twice(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mgran_fast.cli.demo.SIZE", (32, 16))
+    monkeypatch.setattr("mgran_fast.cli.demo.PEOPLE", (8, 3))
+    monkeypatch.setattr("mgran_fast.cli.demo.CAMERAS", 2)
+    monkeypatch.setattr("mgran_fast.cli.demo.VIEWS", 2)
+    monkeypatch.setattr("mgran_fast.train.config.TrainConfig", _Small)
+    first = cli("demo", "--output", tmp_path / "demo", "--epochs", "1", "--json")
+    assert first.code == 0, first.err
+    assert first.json["epochs"] == 1
+    page = tmp_path / "demo" / "report.html"
+    assert "MGRAN on synthetic people" in page.read_text(encoding="utf-8")
+    before = page.stat().st_mtime_ns
+    second = cli("demo", "--output", tmp_path / "demo", "--epochs", "1", "--json")
+    assert second.code == 0, second.err
+    assert second.json["trained"] == first.json["trained"]
+    assert page.stat().st_mtime_ns > before
+    assert "drawing 11 people as 2 cameras see them" in first.err
+
+
+_Small = partial(TrainConfig, trunk="resnet18", batches=1, precision="float32")
+
+
+def test_doctor(cli: Cli) -> None:
+    outcome = cli("doctor")
+    assert outcome.code == 0
+    assert f"torch: {torch.__version__.split('+')[0]}" in outcome.err
+    assert re.search(r"regions on cpu: (native|reference: .+)", outcome.err)
+
+
+def test_doctor_json(cli: Cli) -> None:
+    found = cli("doctor", "--json").json
+    assert found == json.loads(json.dumps(mgran_fast.doctor()))
+    assert set(found) == {"python", "platform", "packages", "extension", "devices", "backend", "ops", "advice"}
+    assert set(found["ops"]) == {"regions", "inputs", "pooling"}
+
+
+def test_doctor_tells_of_a_forced_backend(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MGRAN_BACKEND", "reference")
+    assert cli("doctor", "--json").json["ops"]["regions"]["cpu"] == "reference: MGRAN_BACKEND=reference"
+
+
+# --- the small helpers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "size"), [("256x128", (256, 128)), ("384X192", (384, 192)), ("1x1", (1, 1))])
+def test_sizes(text: str, size: tuple[int, int]) -> None:
+    assert common.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "256", "256x", "x128", "256x0", "-1x5", "256x128x3", "2.5x1", "256*128"])
+def test_wrong_sizes(text: str) -> None:
+    with pytest.raises(DataError, match="write height x width in pixels, for example 256x128"):
+        common.parse_size(text)
+
+
+def test_channels() -> None:
+    assert common.parse_channels("--mean", None) is None
+    assert common.parse_channels("--mean", "0.5, 0.25,0") == (0.5, 0.25, 0.0)
+    for text in ("", "1", "1,2", "1,2,3,4", "a,b,c"):
+        with pytest.raises(DataError, match=r"--mean .*: write one number for red, green and blue"):
+            common.parse_channels("--mean", text)

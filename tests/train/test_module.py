@@ -1,0 +1,142 @@
+"""The training step, the optimizer's groups, the schedule, and the order of the batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mgran_fast.data import BadPicture, CropDataset, DataSet, MaskFiles, PKBatchSampler, Sample, collate
+from mgran_fast.train.config import TrainConfig
+from mgran_fast.train.module import SeededBatches, SeededCrops, TrainingData, TrainingModule, WarmupCosine
+from mgran_fast.train.precision import lightning_precision
+from mgran_fast.train.run import build
+
+Settings = Callable[..., TrainConfig]
+
+
+def test_warmup_and_cosine() -> None:
+    rate = WarmupCosine(100, 0.1)
+    assert [rate(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert rate(10) == 1.0
+    assert rate(55) == pytest.approx(0.5)
+    assert rate(10 + 30) == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))
+    assert rate(100) == pytest.approx(0.0, abs=1e-12)
+    assert rate(150) == pytest.approx(0.0, abs=1e-12), "past the end it stays down"
+    falling = [rate(step) for step in range(10, 101)]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.99])
+def test_short_schedules(steps: int, warmup: float) -> None:
+    rates = [WarmupCosine(steps, warmup)(step) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert WarmupCosine(steps, 0.0)(0) == 1.0
+
+
+def test_weight_decay_groups(settings: Settings) -> None:
+    module = TrainingModule(build(settings(pooling="gem"), 6), settings(weight_decay=0.05), steps=6)
+    optimizer = module.configure_optimizers()["optimizer"]
+    names = {id(p): name for name, p in module.model.ma.named_parameters()}
+    decayed, others = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    assert decayed | others == set(names.values()), "every parameter is trained"
+    assert not decayed & others
+    assert {"trunk.conv1.weight", "trunk.layer4.1.conv2.weight", "classifiers.weight"} <= decayed
+    assert {"trunk.bn1.weight", "trunk.bn1.bias", "neck.weight"} <= others
+    assert all("conv" in name or "downsample.0" in name or name == "classifiers.weight" for name in decayed)
+
+
+def test_a_batch_of_bad_pictures_is_skipped(settings: Settings) -> None:
+    module = TrainingModule(build(settings(), 6), settings(), steps=6)
+    bad = BadPicture(3, "a.jpg: broken", (32, 16))
+    assert module.training_step(collate([bad, bad]), 0) is None
+    assert module.training_step(collate([bad]), 1) is None
+    assert module.problems.lines() == ["a.jpg: broken"]
+    assert module.shown == 0
+
+
+def test_seeded_batches_are_the_samplers_with_seeds() -> None:
+    labels = [person for person in range(5) for _ in range(3)]
+
+    def batches(seed: int, epoch: int) -> list[list[tuple[int, int]]]:
+        sampler = SeededBatches(PKBatchSampler(labels, 2, 2, seed=seed))
+        sampler.sampler.set_epoch(epoch)
+        assert len(sampler) == len(list(sampler))
+        return list(sampler)
+
+    plain = PKBatchSampler(labels, 2, 2, seed=4)
+    plain.set_epoch(2)
+    assert [[index for index, _ in batch] for batch in batches(4, 2)] == list(plain)
+    assert batches(4, 2) == batches(4, 2)
+
+    def seeds(seed: int, epoch: int) -> set[int]:
+        return {value for batch in batches(seed, epoch) for _, value in batch}
+
+    assert len(seeds(4, 2)) == 16, "two pictures of an epoch never get the same changes"
+    assert not seeds(4, 2) & seeds(4, 3)
+    assert not seeds(4, 2) & seeds(5, 2)
+
+
+def test_a_crop_depends_on_its_seed_alone(tiny: DataSet, settings: Settings) -> None:
+    crops = TrainingData(tiny, MaskFiles(tiny.root), settings()).train_dataloader().dataset
+    assert isinstance(crops, SeededCrops)
+    assert len(crops) == len(tiny.train)
+
+    def crop(index: int, seed: int) -> torch.Tensor:
+        sample = crops[index, seed]
+        assert isinstance(sample, Sample)
+        assert sample.index == index
+        return sample.crop
+
+    torch.manual_seed(1)
+    first = crop(0, 7)
+    torch.manual_seed(2)
+    after = torch.rand(3)
+    torch.manual_seed(2)
+    assert torch.equal(crop(0, 7), first)
+    assert torch.equal(torch.rand(3), after), "the caller's random numbers stay as they were"
+    assert not all(torch.equal(crop(0, seed), first) for seed in range(5))
+
+
+def test_loader_gives_pk_batches_with_labels(tiny: DataSet, settings: Settings) -> None:
+    data = TrainingData(tiny, MaskFiles(tiny.root), settings(batches=None))
+    batches = list(data.train_dataloader())
+    assert len(batches) == len(data.batches) == 4
+    for batch in batches:
+        people, counts = batch.persons.unique(return_counts=True)
+        assert (len(people), counts.tolist()) == (3, [2, 2, 2])
+        assert batch.labels.tolist() == [tiny.people().index(person) for person in batch.persons.tolist()]
+        assert batch.crops.shape == (6, 32, 16, 3)
+    plain = CropDataset(tiny.train, masks=MaskFiles(tiny.root), size=(32, 16))
+    same = [torch.equal(c, plain[int(i)].crop) for b in batches for c, i in zip(b.crops, b.indices, strict=True)]
+    assert not all(same), "training pictures are augmented"
+
+
+@pytest.mark.parametrize(("precision", "name"), [("bf16", "bf16-mixed"), ("float32", "32-true")])
+def test_precision(precision: str, name: str) -> None:
+    assert lightning_precision(precision, "cpu") == name
+
+
+@pytest.mark.parametrize(("has", "name"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_automatic_precision(has: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mgran_fast.train.precision.computes_bf16", lambda device: has)
+    assert lightning_precision("auto", "cpu") == name
+
+
+def test_shown_pictures_are_counted(tiny: DataSet, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = TrainingModule(build(settings(), 6), settings(), steps=6)
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    batch = next(iter(TrainingData(tiny, MaskFiles(tiny.root), settings()).train_dataloader()))
+    loss = module.training_step(batch, 0)
+    assert loss is not None
+    assert loss.requires_grad
+    assert float(loss.detach()) == pytest.approx(float((logged["identity loss"] + logged["triplet loss"]).detach()))
+    assert module.shown == 6
+    module.on_train_epoch_start()
+    assert module.shown == 0
