@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mgran_fast.cli import app
-from mgran_fast.cli.train import missing_extra, settings, train_and_evaluate
+from mgran_fast.cli.train import missing_extra
 
 # Found by trying: what two cores learn from in about three minutes. A ResNet-50, the trunk of everything else,
 # takes three times as long for the same rank.
@@ -35,14 +35,11 @@ def demo(
     from mgran_fast.data.synthetic import write
 
     try:
-        from mgran_fast.train.config import TrainConfig
-        from mgran_fast.train.run import STATE
-        from mgran_fast.train.run import train as run
+        from mgran_fast.cli import job
     except ImportError as error:
         raise missing_extra(error) from None
 
-    config = settings(
-        TrainConfig,
+    config = job.settings(
         size=SIZE,
         trunk=TRUNK,
         epochs=epochs,
@@ -64,10 +61,9 @@ def demo(
     common.tell_notes(dataset)
     if not resume:
         # The demo may be typed twice: a finished or broken run of it is its own to replace.
-        (output / STATE).unlink(missing_ok=True)
-    outcome = train_and_evaluate(
-        dataset, MaskFiles(dataset.root), config, output, weights=None, resume=resume,
-        title="MGRAN on synthetic people", blur_faces=False, run=run,
-    )  # fmt: skip
+        (output / job.STATE).unlink(missing_ok=True)
+    outcome = job.train_and_evaluate(
+        dataset, MaskFiles(dataset.root), config, output, title="MGRAN on synthetic people", resume=resume
+    )
     if json_:
         common.print_json(outcome)

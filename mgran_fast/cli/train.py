@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mgran_fast.cli import app
-from mgran_fast.errors import DataError, MGRANError
+from mgran_fast.errors import MGRANError
 
 
 def missing_extra(error: ImportError) -> MGRANError:
@@ -59,13 +58,11 @@ def train(
     from mgran_fast.layouts import get
 
     try:
-        from mgran_fast.train.config import TrainConfig
-        from mgran_fast.train.run import train as run
+        from mgran_fast.cli import job
     except ImportError as error:
         raise missing_extra(error) from None
 
-    config = settings(
-        TrainConfig,
+    config = job.settings(
         layout=layout,
         size=common.parse_size(size),
         trunk=trunk,
@@ -91,109 +88,15 @@ def train(
     dataset = read_market(data)
     common.tell_notes(dataset)
     files = common.open_masks(dataset.root, masks, wanted=not get(config.layout).whole)
-    outcome = train_and_evaluate(
-        dataset, files, config, output, weights=weights, resume=resume, title=f"MGRAN on {dataset.name}",
-        blur_faces=blur_faces, run=run,
-    )  # fmt: skip
-    if json_:
-        common.print_json(outcome)
-
-
-def settings(make: Any, **values: Any) -> Any:
-    """The TrainConfig of these values; DataError for one that is out of its range."""
-    try:
-        return make(**values)
-    except ValueError as error:
-        raise DataError(str(error)) from None
-
-
-def train_and_evaluate(
-    dataset: Any,
-    masks: Any,
-    config: Any,
-    output: Path,
-    *,
-    weights: Path | None,
-    resume: bool,
-    title: str,
-    blur_faces: bool,
-    run: Any,
-) -> dict[str, Any]:
-    """The main job: evaluate the untrained model, train, evaluate, write the report; returns all figures."""
-    import torch
-
-    from mgran_fast.cli import common
-    from mgran_fast.metrics.evaluation import evaluate
-    from mgran_fast.train.run import build, check
-    from mgran_fast.weights.trunk import load_trunk
-
-    # Before the first evaluation, which may take minutes.
-    check(dataset, config, output, resume=resume)
-    model = build(config, len(dataset.people()))
-    if weights is not None:
-        load_trunk(model, weights)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    seconds: dict[str, float] = {}
-    results = {}
-    start = time.perf_counter()
-    with common.bar("untrained") as step:
-        results["untrained" if weights is None else "before training"] = evaluate(
-            model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step
-        )
-    seconds["evaluate before"] = time.perf_counter() - start
-    first = next(iter(results.values())).ranking
-    common.console.print(f"before training: Rank-1 {100 * first.at(1):.1f} %, mAP {100 * first.map:.1f} %")
-
-    try:
-        trained = run(
-            dataset, masks, config, output, model=model, resume=resume, progress=common.console.is_terminal,
-            on_epoch=lambda line: common.console.print(_epoch(line, config.epochs)),
-        )  # fmt: skip
-    except FloatingPointError as error:
-        raise MGRANError(str(error)) from None
-    except KeyboardInterrupt:
-        common.console.print("mgran-fast: interrupted; the run goes on with --resume")
-        raise typer.Exit(130) from None
-    seconds["train"] = trained.seconds
-    start = time.perf_counter()
-    with common.bar("evaluate") as step:
-        results["trained"] = evaluate(
-            trained.model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step
-        )
-    seconds["evaluate after"] = time.perf_counter() - start
-    final = results["trained"].ranking
-    trained.history[-1].update(rank1=final.at(1), map=final.map)
-    path = common.write_report(
-        output / "report.html",
-        title=title,
-        model=trained.model,
-        dataset=dataset,
-        masks=masks,
-        results=results,
-        history=trained.history,
-        problems=trained.problems,
-        seconds=seconds,
+    outcome = job.train_and_evaluate(
+        dataset,
+        files,
+        config,
+        output,
+        title=f"MGRAN on {dataset.name}",
+        weights=weights,
+        resume=resume,
         blur_faces=blur_faces,
     )
-    common.tell(results, title)
-    common.console.print(
-        f"{len(trained.history)} epochs in {trained.seconds / 60:.1f} minutes\n"
-        f"model:  {trained.checkpoint}\nreport: {path}"
-    )
-    return {
-        **{name: common.figures(one) for name, one in results.items()},
-        "counts": results["trained"].counts,
-        "epochs": len(trained.history),
-        "seconds": seconds,
-        "model": str(trained.checkpoint),
-        "report": str(path),
-    }
-
-
-def _epoch(line: dict[str, float], epochs: int) -> str:
-    text = f"epoch {line['epoch']:.0f}/{epochs}: {line['seconds']:.0f} s"
-    if "loss" in line:
-        text += f", loss {line['loss']:.3f}, training accuracy {100 * line['accuracy']:.1f} %"
-    if "rank1" in line:
-        text += f", Rank-1 {100 * line['rank1']:.1f} %, mAP {100 * line['map']:.1f} %"
-    return text
+    if json_:
+        common.print_json(outcome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mgran_fast.data import DataSet, MaskFiles
 from mgran_fast.errors import CheckpointError, DataError
@@ -153,6 +155,7 @@ def train(
             enable_progress_bar=progress,
             enable_model_summary=False,
             log_every_n_steps=1,
+            plugins=[_AtomicFiles()],
         )
         handler = signal.getsignal(signal.SIGINT)
         try:
@@ -194,6 +197,16 @@ def _check_state(path: Path, module: TrainingModule, dataset: DataSet) -> None:
     other = sorted(name for name in {*shapes, *own} if shapes.get(name) != own.get(name))
     if other:
         raise CheckpointError(f"{path}: cannot resume, the state is of another model ({other[0]} differs)")
+
+
+class _AtomicFiles(TorchCheckpointIO):
+    """Writes a state beside its place and renames it: a run killed in the middle keeps the state before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        os.replace(partial, path)
 
 
 class _Recorder(Callback):

@@ -164,7 +164,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(line: dict[str, float], epochs: int) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mgran_fast.cli.train._epoch", interrupt)
+    monkeypatch.setattr("mgran_fast.cli.job._epoch", interrupt)
     outcome = cli("train", "--data", tiny.root, "--output", tmp_path / "run", *quick)
     assert outcome.code == 130
     assert outcome.err.splitlines()[-1] == "mgran-fast: interrupted; the run goes on with --resume"

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mgran_fast.data import Batch, DataSet, MaskFiles, PKBatchSampler, read_market
 from mgran_fast.errors import CheckpointError, DataError
 from mgran_fast.model import MGRAN
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.module import TrainingModule
-from mgran_fast.train.run import CHECKPOINT, SETTINGS, STATE, TrainResult, build, check, train
+from mgran_fast.train.run import CHECKPOINT, SETTINGS, STATE, TrainResult, _AtomicFiles, build, check, train
 
 Settings = Callable[..., TrainConfig]
 
@@ -375,3 +376,18 @@ def test_check_touches_nothing(tiny: DataSet, settings: Settings, finished: Path
     with pytest.raises(CheckpointError, match="holds a run already"):
         check(tiny, settings(), finished)
     assert contents(finished) == before
+
+
+def test_a_state_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed while it writes its state keeps the one before."""
+    files, state = _AtomicFiles(), tmp_path / "last.ckpt"
+    files.save_checkpoint({"epoch": 1}, state)
+
+    def killed(self: object, checkpoint: object, path: Path, storage_options: object = None) -> None:
+        Path(path).write_bytes(b"half of a st")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        files.save_checkpoint({"epoch": 2}, state)
+    assert torch.load(state, weights_only=True) == {"epoch": 1}
