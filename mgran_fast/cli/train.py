@@ -24,6 +24,7 @@ def train(
     layout: Annotated[str, typer.Option(help="Body layout: region, part, box or none.")] = "region",
     size: Annotated[str, typer.Option(help="Height x width of the crops.")] = "256x128",
     trunk: Annotated[str, typer.Option(help="Shared trunk: resnet18 to resnet152.")] = "resnet50",
+    last_stride: Annotated[int, typer.Option(help="Stride of the trunk's last stage: 1 or 2.")] = 1,
     weights: Annotated[
         Path | None, typer.Option(help="Trunk weights to start from: torchvision's .pth, or .safetensors.")
     ] = None,
@@ -66,6 +67,7 @@ def train(
         layout=layout,
         size=common.parse_size(size),
         trunk=trunk,
+        last_stride=last_stride,
         statistics=statistics,
         pooling=pooling,
         mean=common.parse_channels("--mean", mean),

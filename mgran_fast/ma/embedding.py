@@ -11,7 +11,8 @@ def concatenate(embeddings: torch.Tensor, visible: torch.Tensor) -> torch.Tensor
 
     Each visible input's embedding is L2-normalised, an invisible one is 0, and the whole is divided by the
     square root of the number V of visible inputs. The dot product of two people is then the sum of the cosines
-    of the regions that both show, over sqrt(V V').
+    of the regions that both show, over sqrt(V V'). An embedding that is all 0 (a black picture, an untrained network)
+    stays 0, and takes its share from the norm.
     """
     seen = visible.to(torch.float32)
     parts = F.normalize(embeddings.float(), dim=-1) * seen[..., None]
