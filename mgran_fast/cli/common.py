@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,6 +20,7 @@ from mgran_fast.errors import DataError
 from mgran_fast.metrics.evaluation import Evaluation
 from mgran_fast.metrics.evaluation import Progress as Step
 from mgran_fast.model import MGRAN
+from mgran_fast.mra import Estimator
 
 #: For people. What a program reads (--json) goes to standard output alone.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -58,6 +60,24 @@ def open_masks(root: Path, masks: Path | None, *, wanted: bool) -> MaskFiles | N
             " with --layout none"
         )
     return MaskFiles(masks or root)
+
+
+def open_estimator(mra: str) -> Estimator:
+    """The estimator that ``--mra`` names: a file that MaskRCNN.save wrote, or torchvision's weights where they lie.
+
+    Raises DataError or CheckpointError.
+    """
+    from mgran_fast.mra.maskrcnn import MaskRCNN, find_checkpoints
+
+    if mra != "torchvision":
+        return MaskRCNN.from_file(mra)
+    found = find_checkpoints()
+    if set(found) != {"mask", "keypoints"}:
+        raise DataError(
+            "--mra torchvision: torchvision's COCO weights of maskrcnn_resnet50_fpn and keypointrcnn_resnet50_fpn are"
+            f" not both in {Path(torch.hub.get_dir()) / 'checkpoints'}; put the .pth files there, or name a file"
+        )
+    return MaskRCNN(weights=found)
 
 
 def tell_notes(dataset: DataSet) -> None:

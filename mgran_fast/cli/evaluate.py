@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mgran_fast.cli import app
+from mgran_fast.errors import DataError
 
 
 @app.command()
@@ -18,6 +19,9 @@ def evaluate(
         "runs/train/model.safetensors"
     ),
     masks: Annotated[Path | None, typer.Option(help="Folder with masks/ and keypoints.json; default: DATA.")] = None,
+    mra: Annotated[
+        str | None, typer.Option(help="Make masks instead: a file that MaskRCNN.save wrote, or 'torchvision'.")
+    ] = None,
     layout: Annotated[str | None, typer.Option(help="The layout that the checkpoint must have.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report here.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
@@ -36,12 +40,14 @@ def evaluate(
     from mgran_fast.metrics.evaluation import evaluate as run
     from mgran_fast.model import MGRAN
 
-    model = MGRAN.from_file(checkpoint, layout=layout)
+    if mra is not None and masks is not None:
+        raise DataError("--masks and --mra: give one or the other")
+    model = MGRAN.from_file(checkpoint, layout=layout, mra=None if mra is None else common.open_estimator(mra))
     if torch.cuda.is_available():
         model = model.cuda()
     dataset = read_market(data, need=("query", "gallery"))
     common.tell_notes(dataset)
-    files = common.open_masks(dataset.root, masks, wanted=not model.layout.whole)
+    files = common.open_masks(dataset.root, masks, wanted=mra is None and not model.layout.whole)
     start = time.perf_counter()
     with common.bar("evaluate") as step:
         found = run(model, dataset.query, dataset.gallery, files, batch_size=batch_size, workers=workers, progress=step)

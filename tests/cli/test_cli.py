@@ -20,6 +20,7 @@ from mgran_fast.cli import app, common
 from mgran_fast.data import DataSet
 from mgran_fast.errors import DataError
 from mgran_fast.model import MGRAN
+from mgran_fast.mra import Estimate
 from mgran_fast.train.config import TrainConfig
 
 Cli = Callable[..., Any]
@@ -224,6 +225,61 @@ def test_masks_may_lie_elsewhere(trained: Any, copied: Path, tmp_path: Path, cli
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert outcome.json["map"] == pytest.approx(trained.outcome.json["trained"]["map"])
+
+
+def test_an_estimator_makes_the_masks(
+    trained: Any, copied: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copied / "masks")
+
+    class Everything:
+        """Calls every pixel the person."""
+
+        def __call__(self, crops: torch.Tensor, *, keypoint_masks: bool = False) -> Estimate:
+            n, height, width = crops.shape[:3]
+            return Estimate(torch.ones(n, height, width), torch.zeros(n, 17, 3), torch.ones(n))
+
+    asked = []
+
+    def from_file(path: str) -> Everything:
+        asked.append(path)
+        return Everything()
+
+    monkeypatch.setattr("mgran_fast.mra.maskrcnn.MaskRCNN.from_file", from_file)
+    page = tmp_path / "page.html"
+    outcome = cli(
+        "evaluate", "--data", copied, "--checkpoint", trained.folder / "model.safetensors", "--workers", "0",
+        "--mra", "detector.safetensors", "--report", page, "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert asked == ["detector.safetensors"]
+    assert outcome.json["counts"]["empty masks"] == 0
+    assert page.is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--mra", "nowhere.safetensors"), "nowhere.safetensors: no such file"),
+        (("--mra", "torchvision"), "put the .pth files there"),
+        (("--mra", "torchvision", "--masks", "."), "--masks and --mra: give one or the other"),
+    ],
+)
+def test_no_estimator(
+    options: tuple[str, ...],
+    words: str,
+    trained: Any,
+    tiny: DataSet,
+    tmp_path: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    model = trained.folder / "model.safetensors"
+    outcome = cli("evaluate", "--data", tiny.root, "--checkpoint", model, "--workers", "0", *options)
+    assert outcome.code == 1
+    assert len(outcome.err.splitlines()) == 1
+    assert words in outcome.err
 
 
 # --- demo and doctor ------------------------------------------------------------------------------------------
