@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN := runs/demo
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 # The first interpreter on the PATH that the package supports; override with PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python3.10 python; do \
@@ -20,18 +21,18 @@ demo: $(INSTALLED) ## train MGRAN on synthetic people, rank others, write a repo
 	@$(BIN)/mgran-fast demo --output $(RUN)
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	MGRAN_EXPECT_NATIVE=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED) ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(INSTALLED) ## write the code as lint wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
+	$(BIN)/clang-format -i $(SOURCES)
 
 bench: $(INSTALLED) ## time the ops against their references
 	$(BIN)/python -m pytest benchmarks --benchmark-only
@@ -39,12 +40,16 @@ bench: $(INSTALLED) ## time the ops against their references
 package: $(INSTALLED) ## build a wheel with and without CUDA, install each aside, import it
 	@for cuda in OFF AUTO; do \
 	  rm -rf build/check && mkdir -p build/check && \
-	  MGRAN_CUDA=$$cuda $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/check . && \
+	  MGRAN_CUDA=$$cuda $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation \
+	    --config-settings=cmake.define.MGRAN_WERROR=ON --wheel-dir build/check . && \
 	  $(BIN)/python -m pip install --quiet --no-deps --no-compile --target build/check/site build/check/*.whl && \
 	  $(BIN)/python -I tests/packaging/check_wheel.py build/check/site $$cuda || exit 1; \
 	done
 
-ci: lint test package ## what .ci/run runs
+ci: ## what .ci/run runs: lint, package, test
+	@$(MAKE) lint
+	@$(MAKE) package
+	@$(MAKE) test
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
@@ -54,7 +59,10 @@ clean: ## remove what the other targets made
 $(INSTALLED): pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 to 3.13 on the PATH; install one, or say make PYTHON=/path/to/python3" >&2; exit 1; }
 	@command -v "$${CXX:-c++}" >/dev/null 2>&1 || { echo "make: no C++ compiler ($${CXX:-c++}) on the PATH; install g++ or clang, or set CXX" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	  || { echo "make: $(PYTHON) has no headers (Python.h); install them (Debian: python3-dev)" >&2; exit 1; }
+	@# An environment that was cut off while it was made is made again.
+	@$(BIN)/pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --group build --group test --group lint
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train]"

@@ -5,7 +5,8 @@ pixel belongs to the group of its nearest limb, where the distance to a limb is 
 thickness. The torso is a filled quadrilateral as well: a pixel inside it is at distance 0.
 
 Joints are the 17 COCO keypoints plus two midpoints, ``neck`` (of the shoulders) and ``pelvis`` (of the
-hips). No limb is its own mirror image, which makes the geometry equivariant to a horizontal flip, to the bit.
+hips). No limb is its own mirror image, which makes the geometry equivariant to a horizontal flip, to the bit, but
+for ties between a left and a right limb (and the left and right bands of a box of odd width).
 
 The published system says only that head, upper body and lower body are told apart; the grouping, the
 thicknesses and the fallback bands below are this library's decision.
@@ -41,6 +42,8 @@ KEYPOINT_FLIP = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 JOINTS = (*KEYPOINTS, "neck", "pelvis")
 #: Fallback bands are given in this fraction of the mask's bounding box.
 BAND_UNITS = 24
+# What the kernels have room for (csrc/regions.h).
+MOST_REGIONS, MOST_LIMBS = 15, 32
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,10 @@ class Layout:
                 raise ValueError(f"layout {self.name!r}: no joint {limb.start!r} or {limb.end!r}; there are {JOINTS}")
             if not limb.thickness > 0:
                 raise ValueError(f"layout {self.name!r}: the thickness of {limb.start}-{limb.end} must be positive")
+        if any(not 1 <= band.group <= r for band in self.bands) or not 0 <= self.torso <= r:
+            raise ValueError(f"layout {self.name!r}: torso and the bands' groups must be between 1 and {r}")
+        if r > MOST_REGIONS or max(len(self.limbs), len(self.bands)) > MOST_LIMBS:
+            raise ValueError(f"layout {self.name!r}: at most {MOST_REGIONS} regions, {MOST_LIMBS} limbs and bands")
         if not self.whole and not (self.limbs and self.bands):
             raise ValueError(f"layout {self.name!r} needs limbs, and bands to fall back to")
 

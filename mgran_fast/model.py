@@ -10,15 +10,14 @@ import torch
 from torch import nn
 
 from mgran_fast import layouts, ops
+from mgran_fast.aspect import same_aspect
 from mgran_fast.layouts import Layout
 from mgran_fast.ma import MA, MAOutput, concatenate
-from mgran_fast.mra.estimate import Estimator
+from mgran_fast.mra.estimate import Estimate, Estimator
 from mgran_fast.ops import checks
 from mgran_fast.ops.inputs import channels
 
 SHAPES = ("full",)
-# Two crops of one picture differ by rounding at most; a mask of another aspect belongs to another picture.
-ASPECT_TOLERANCE = 0.05
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -156,13 +155,28 @@ class MGRAN(nn.Module):
         keypoints: torch.Tensor | None = None,
         region_map: torch.Tensor | None = None,
     ) -> Encoding:
-        """As calling the model in eval mode, with each input's embedding and visibility apart."""
+        """As calling the model in eval mode, with each input's embedding and visibility apart.
+
+        Raises RuntimeError in train mode, where a batch would change the running statistics.
+        """
+        if self.training:
+            raise RuntimeError("encode() is for eval mode: call model.eval() first")
         output = self._run(crops, masks, keypoints, region_map)
         return Encoding(output.embeddings, output.visible)
 
     def inputs(self, crops: torch.Tensor, region_map: torch.Tensor) -> torch.Tensor:
         """What the trunk sees: crops uint8 [N, H, W, 3] of ``self.size`` -> [N, P, 3, H, W]."""
         return ops.inputs(crops, region_map, self.scale, self.mean, self.std, regions=self.layout.regions)
+
+    @torch.no_grad()
+    def estimate(self, crops: torch.Tensor) -> Estimate:
+        """What the estimator says of crops, uint8 [N, H, W, 3]. Raises ValueError when the model has none."""
+        if self.mra is None:
+            raise ValueError(
+                "no masks: pass masks (and keypoints) or a region_map, or build the model with an estimator"
+                " (mra=mgran_fast.MaskRCNN(...)), or with layout='none'"
+            )
+        return self.mra(crops)
 
     @torch.no_grad()
     def regions(
@@ -183,18 +197,12 @@ class MGRAN(nn.Module):
         if masks is None and not self.layout.whole:
             if keypoints is not None:
                 raise ValueError("keypoints without masks: pass masks as well, or neither")
-            if self.mra is None:
-                raise ValueError(
-                    "no masks: pass masks (and keypoints) or a region_map, or build the model with an estimator"
-                    " (mra=mgran_fast.MaskRCNN(...)), or with layout='none'"
-                )
-            estimate = self.mra(crops)
+            estimate = self.estimate(crops)
             masks, keypoints = estimate.mask, estimate.keypoints
         if masks is None or self.layout.whole:
             masks = torch.ones((people, 1, 1), device=crops.device)
         elif people and masks.ndim == 3 and 0 not in masks.shape:
-            ratio = (masks.shape[1] * width) / (masks.shape[2] * height)
-            if abs(ratio - 1) > ASPECT_TOLERANCE:
+            if not same_aspect((masks.shape[1], masks.shape[2]), (height, width)):
                 raise ValueError(
                     f"masks are {masks.shape[1]} x {masks.shape[2]} and crops {height} x {width}: another aspect"
                     " ratio; a mask must show the same frame as its crop, at any resolution"
@@ -202,8 +210,8 @@ class MGRAN(nn.Module):
         if keypoints is None:
             keypoints = torch.zeros((people, len(layouts.KEYPOINTS), 3), device=crops.device)
         else:
-            stretch = torch.tensor([self.size[1] / width, self.size[0] / height, 1.0], device=keypoints.device)
-            keypoints = keypoints.float() * stretch
+            x, y, score = keypoints.float().unbind(-1)
+            keypoints = torch.stack([x * (self.size[1] / width), y * (self.size[0] / height), score], -1)
         return ops.regions(
             masks, keypoints, self.size, self.layout, self.threshold, keypoint_threshold=self.keypoint_threshold
         )

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Tests run several at a time; each process on one thread keeps them from fighting over the cores. The variable is
 # for the processes that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples in every run and on every machine; a busy one may take its time.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module")
+def without_gpu() -> Iterator[None]:
+    """Until the module ends torch sees no CUDA device: on the CPU the same training gives the same bits.
+
+    A folder asks for it in an automatic fixture of its own, of the scope "module", so that trainings which several
+    tests share run under it as well.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        yield
 
 
 @pytest.fixture(scope="session")

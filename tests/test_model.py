@@ -402,3 +402,11 @@ def test_a_mask_of_nearly_the_same_aspect_is_taken(model: MGRAN) -> None:
 def test_wrong_options(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         MGRAN(**{"trunk": "resnet18", **arguments})
+
+
+def test_encoding_is_for_eval_mode() -> None:
+    model = MGRAN(size=(32, 16), trunk="resnet18")
+    before = model.ma.trunk.bn1.running_mean.clone()
+    with pytest.raises(RuntimeError, match=r"encode\(\) is for eval mode"):
+        model.encode(torch.zeros(2, 32, 16, 3, dtype=torch.uint8), region_map=torch.ones(2, 32, 16, dtype=torch.uint8))
+    assert torch.equal(model.ma.trunk.bn1.running_mean, before)

@@ -114,6 +114,7 @@ MODEL = OPS | {"mra", "ma", "model"}
 MIDDLE = MODEL | {"weights", "data", "metrics", "train", "engine"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "aspect": set(),
     "layouts": set(),
     "mra.estimate": set(),
     "reference": PLAIN,
@@ -121,10 +122,10 @@ ALLOWED: dict[str, set[str]] = {
     "ops": OPS,
     "mra": OPS,
     "ma": OPS,
-    "model": MODEL,
+    "model": MODEL | {"aspect"},
     "weights": MODEL,
     "engine": MODEL | {"weights"},
-    "data": OPS,
+    "data": OPS | {"aspect"},
     "metrics": MODEL | {"data"},
     "train": MIDDLE,
     "diagnosis": OPS,

@@ -11,10 +11,13 @@ import typer
 from mgran_fast import __version__
 from mgran_fast.errors import MGRANError
 
-# Threads that wait for their turn by spinning starve each other as soon as a machine does something else as well:
-# a training step beside one other busy process took 7.1 s on two cores, and 2.8 s with this. Set before torch loads
-# its OpenMP runtime, and only by the command line: a library has no business with its host's threads.
+# Threads that wait for their turn by spinning starve each other as soon as a machine does something else as well.
+# Set before torch loads its OpenMP runtime, and only by the command line: a library has no business with its host's
+# threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Two processes read as fast as a network on a few cores learns.
+WORKERS = min(2, os.cpu_count() or 1)
 
 app = typer.Typer(
     name="mgran-fast",

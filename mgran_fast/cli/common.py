@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mgran_fast.data import DataSet, MaskFiles
 from mgran_fast.errors import DataError
@@ -23,7 +24,8 @@ from mgran_fast.model import MGRAN
 from mgran_fast.mra import Estimator
 
 #: For people. What a program reads (--json) goes to standard output alone.
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup: paths and names of data sets may hold any brackets.
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -87,7 +89,7 @@ def tell_notes(dataset: DataSet) -> None:
         f" {len(dataset.query)} queries, {len(dataset.gallery)} in the gallery"
     )
     for note in dataset.notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
+        console.print(f"note: {note}", style="yellow")
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def figures(evaluation: Evaluation) -> dict[str, float]:
 
 def tell(results: Mapping[str, Evaluation], title: str) -> None:
     """A table of results, and what was odd about the pictures."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("")
     for name in ("Rank-1", "Rank-5", "Rank-10", "mAP"):
         table.add_column(name, justify="right")
@@ -140,6 +142,7 @@ def write_report(
     problems: list[str],
     seconds: Mapping[str, float],
     blur_faces: bool,
+    counts: Mapping[str, int] | None = None,
 ) -> Path:
     """The report of a run; the last of ``results`` is shown in detail."""
     from mgran_fast import report
@@ -159,7 +162,7 @@ def write_report(
             history=history,
             crops=collect.crop_views(pictures, dataset.query, 8),
             rankings=collect.ranked_lists(pictures, dataset, evaluation),
-            counts=evaluation.counts,
+            counts={**evaluation.counts, **(counts or {})},
             problems=list(dict.fromkeys(lines)),
             command=command(),
             environment=collect.environment(),

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mgran_fast.cli import app
+from mgran_fast.cli import WORKERS, app
 from mgran_fast.cli.train import missing_extra
 
-# Found by trying: what two cores learn from in about three minutes. A ResNet-50, the trunk of everything else, and
-# its last stage unstrided take three times as long.
+# Found by trying: what two cores learn from in a few minutes. A ResNet-50, the trunk of everything else, and its last
+# stage unstrided would take several times as long.
 TRUNK, LAST_STRIDE = "resnet18", 2
 SIZE = (64, 32)
 PEOPLE = (192, 40)
 CAMERAS, VIEWS = 3, 4
-# With black at 0, as published, dark clothes and the background look alike; with about the mean colour at 0, half as
-# many epochs reach the same rank.
+# With black at 0, as published, dark clothes and the background look alike; with about the mean colour at 0 the
+# network learns faster (docs/results.md).
 MEAN, STD = (0.4, 0.4, 0.4), (0.25, 0.25, 0.25)
 
 
@@ -41,7 +40,7 @@ def demo(
     try:
         from mgran_fast.cli import job
     except ImportError as error:
-        raise missing_extra(error) from None
+        raise missing_extra(error) from error
 
     config = job.settings(
         size=SIZE,
@@ -55,7 +54,7 @@ def demo(
         learning_rate=2e-3,
         erase=0.0,
         workers=0,
-        evaluate_every=0,
+        evaluate_every=1,
         seed=seed,
     )
     common.console.print(
@@ -69,7 +68,7 @@ def demo(
         views=VIEWS,
         size=(2 * SIZE[0], 2 * SIZE[1]),
         seed=seed,
-        workers=min(2, os.cpu_count() or 1),
+        workers=WORKERS,
     )
     common.tell_notes(dataset)
     if not resume:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mgran_fast.cli import app
+from mgran_fast.cli import WORKERS, app
 from mgran_fast.errors import DataError
 
 
@@ -25,7 +25,7 @@ def evaluate(
     layout: Annotated[str | None, typer.Option(help="The layout that the checkpoint must have.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report here.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = WORKERS,
     blur_faces: Annotated[bool, typer.Option("--blur-faces", help="Hide the heads in the report.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -48,6 +48,8 @@ def evaluate(
     dataset = read_market(data, need=("query", "gallery"))
     common.tell_notes(dataset)
     files = common.open_masks(dataset.root, masks, wanted=mra is None and not model.layout.whole)
+    if files is not None:
+        files.check(dataset.gallery, "gallery")
     start = time.perf_counter()
     with common.bar("evaluate") as step:
         found = run(model, dataset.query, dataset.gallery, files, batch_size=batch_size, workers=workers, progress=step)

@@ -44,7 +44,7 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """The main job: evaluate the untrained model, train, evaluate, write the report; returns all figures."""
     # Before the first evaluation, which may take minutes.
-    check(dataset, config, output, resume=resume)
+    check(dataset, config, output, resume=resume, masks=masks)
     model = build(config, len(dataset.people()))
     if weights is not None:
         load_trunk(model, weights)
@@ -92,9 +92,10 @@ def train_and_evaluate(
         dataset=dataset,
         masks=masks,
         results=results,
-        history=trained.history,
+        history=[{"epoch": 0.0, "rank1": first.at(1), "map": first.map}, *trained.history],
         problems=trained.problems,
         seconds=seconds,
+        counts=trained.counts,
         blur_faces=blur_faces,
     )
     common.tell(results, title)
@@ -104,7 +105,7 @@ def train_and_evaluate(
     )
     return {
         **{name: common.figures(one) for name, one in results.items()},
-        "counts": results["trained"].counts,
+        "counts": {**results["trained"].counts, **trained.counts},
         "epochs": len(trained.history),
         "seconds": seconds,
         "model": str(trained.checkpoint),

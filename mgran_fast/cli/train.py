@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from mgran_fast.cli import app
+from mgran_fast.cli import WORKERS, app
 from mgran_fast.errors import MGRANError
 
 
-def missing_extra(error: ImportError) -> MGRANError:
-    """What to say when the packages for training are not installed."""
+def missing_extra(error: ImportError) -> Exception:
+    """What to say when the packages for training are not installed; any other import error is itself."""
+    if (error.name or "").split(".")[0] not in ("pytorch_lightning", "pytorch_metric_learning"):
+        return error
     return MGRANError(f"training wants packages that are not installed ({error.name}): pip install 'mgran_fast[train]'")
 
 
@@ -43,7 +45,7 @@ def train(
     erase: Annotated[float, typer.Option(help="Probability of random erasing.")] = 0.5,
     jitter: Annotated[float, typer.Option(help="Largest change of brightness, contrast and colour.")] = 0.0,
     precision: Annotated[str, typer.Option(help="auto, bf16 or float32.")] = "auto",
-    workers: Annotated[int, typer.Option(help="Processes that read pictures.")] = 2,
+    workers: Annotated[int, typer.Option(help="Processes that read pictures.")] = WORKERS,
     evaluate_every: Annotated[int, typer.Option(help="Epochs between evaluations; 0: at the end only.")] = 5,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUTPUT.")] = False,
@@ -61,7 +63,7 @@ def train(
     try:
         from mgran_fast.cli import job
     except ImportError as error:
-        raise missing_extra(error) from None
+        raise missing_extra(error) from error
 
     config = job.settings(
         layout=layout,

@@ -3,7 +3,8 @@
 <root>/masks/<folder>/<stem>.png   grey 8-bit: value / 255 is the probability that a pixel shows the person;
                                    any size with the aspect ratio of the crop
 <root>/keypoints.json              "<folder>/<name>" -> {"presence": p, "keypoints": 17 x [x, y, score]},
-                                   COCO order, x and y in pixels of the crop as it is stored
+                                   COCO order, x and y in pixels of the crop as it is displayed, that is with the
+                                   EXIF rotation applied
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mgran_fast.aspect import same_aspect
 from mgran_fast.data.pictures import read_mask
+from mgran_fast.data.records import Record
 from mgran_fast.errors import DataError
 from mgran_fast.layouts import KEYPOINTS
 
 _MASKS = "masks"
 _KEYPOINTS = "keypoints.json"
-_ASPECT_TOLERANCE = 0.05
 # A probability that was rounded on its way through a file may leave [0, 1] by this much.
 _SLACK = 1e-3
 
@@ -37,7 +39,8 @@ class RegionSource:
     Attributes:
         mask: uint8 [h, w], value / 255 is the probability that a pixel shows the person; any size of the crop's
             aspect ratio. All 0 when there is no mask file.
-        keypoints: float32 [17, 3], x and y in pixels of the stored crop, score in [0, 1]; all 0 when none are known.
+        keypoints: float32 [17, 3], x and y in pixels of the crop as it is displayed (EXIF rotation applied), score in
+            [0, 1]; all 0 when none are known.
         presence: the probability in [0, 1] that the crop shows a person; where the file does not tell, the highest
             probability of the mask.
         has_mask: whether there is a mask file.
@@ -81,14 +84,28 @@ class MaskFiles:
 
     def mask_path(self, path: str | os.PathLike[str]) -> Path:
         """Where the mask of the crop ``path`` is, or would be."""
-        return self.root / _MASKS / self._relative(Path(path)).with_suffix(".png")
+        return self._file(self._relative(Path(path)))
+
+    def check(self, records: Sequence[Record], part: str) -> None:
+        """Raise DataError when there are records, but not one mask file for them; the first one found ends the search.
+
+        Args:
+            records: the crops.
+            part: what the error calls them, such as "training".
+        """
+        if records and not any(self.mask_path(record.path).is_file() for record in records):
+            raise DataError(
+                f"{self.mask_path(records[0].path)}: no such mask, nor one for any other of the {len(records)} {part} "
+                "pictures; put the masks there, name another folder, or use layout 'none'"
+            )
 
     def find(self, path: str | os.PathLike[str], shape: tuple[int, int]) -> RegionSource | None:
         """Look up one crop.
 
         Args:
-            path: the crop; below ``root`` its place there counts, elsewhere its folder's name and its own.
-            shape: (height, width) of the crop as it is stored, in pixels.
+            path: the crop; its place below ``root`` counts. Elsewhere, and where nothing is known of that place, its
+                folder's name and its own do.
+            shape: (height, width) of the crop as it is displayed, in pixels.
 
         Returns:
             What is known of it, or None when there is neither a mask nor keypoints.
@@ -97,8 +114,9 @@ class MaskFiles:
             DataError: the mask cannot be read, or its aspect ratio is not the crop's.
         """
         path = Path(path)
-        row = self._rows.get(self._relative(path).as_posix())
-        file = self.mask_path(path)
+        relative = self._relative(path)
+        row = self._rows.get(relative.as_posix())
+        file = self._file(relative)
         has_mask = file.is_file()
         if row is None and not has_mask:
             return None
@@ -116,19 +134,25 @@ class MaskFiles:
         )
 
     def _relative(self, path: Path) -> Path:
+        near = Path(path.parent.name, path.name)
         try:
-            return path.relative_to(self.root)
+            below = path.relative_to(self.root)
         except ValueError:
-            return Path(path.parent.name, path.name)
+            return near
+        # The pictures may lie deeper than the masks: root/Market-1501/query/x.jpg and root/masks/query/x.png.
+        return near if below != near and not self._known(below) and self._known(near) else below
+
+    def _known(self, relative: Path) -> bool:
+        return relative.as_posix() in self._rows or self._file(relative).is_file()
+
+    def _file(self, relative: Path) -> Path:
+        return self.root / _MASKS / relative.with_suffix(".png")
 
 
 def _check_aspect(file: Path, mask: tuple[int, int], path: Path, crop: tuple[int, int]) -> None:
+    if same_aspect(mask, crop):
+        return
     (h, w), (height, width) = mask, crop
-    if abs(h * width / (w * height) - 1) <= _ASPECT_TOLERANCE:
-        return
-    # A tiny mask cannot do better than the next whole pixel.
-    if abs(w - h * width / height) <= 0.5 or abs(h - w * height / width) <= 0.5:
-        return
     raise DataError(
         f"{file}: the mask is {h}x{w} (height x width), the crop {path} is {height}x{width}: the aspect ratios "
         "differ by more than 5 %; make the mask from this crop again, without cropping or padding it"

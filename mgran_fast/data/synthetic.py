@@ -19,6 +19,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ VERSION = 1
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 _DONE, _PARTIAL, _KEYPOINTS = "synthetic.json", "synthetic.partial.json", "keypoints.json"
 _QUALITY = 92
+# What a killed process may leave of a file that it was about to write.
+_DRAFT = re.compile(r".+\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def write(
 
     Training people are numbered from 1, test people go on from there; cameras are numbered from 1. The first view of
     every test person in every camera is a query, the others are the gallery. An interrupted call leaves a folder
-    without ``synthetic.json``; the same call finishes it.
+    without ``synthetic.json``; the same call finishes it and clears away what was half written.
 
     Args:
         root: the folder; made when missing.
@@ -191,6 +194,8 @@ def _is_written(folder: Path, arguments: dict[str, Any], jobs: Iterable[_Job]) -
         if _read(folder / _PARTIAL) != arguments:
             raise DataError(f"{folder} holds an unfinished synthetic data set with other arguments; delete it")
         return False
+    # Killed before the marker had its name.
+    names = {name for name in names if not (name.startswith(_PARTIAL) and _DRAFT.fullmatch(name))}
     if names:
         raise DataError(f"{folder} holds something else ({min(names)}); name an empty or a new folder")
     return False
@@ -218,10 +223,15 @@ def _write_all(
     folder: Path, arguments: dict[str, Any], jobs: list[_Job], size: tuple[int, int], seed: int, workers: int
 ) -> None:
     text = (json.dumps(arguments, indent=2) + "\n").encode()
-    for name in (TRAIN, QUERY, GALLERY):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / "masks" / name).mkdir(parents=True, exist_ok=True)
+    # The marker first: a folder that holds anything else without it is not ours.
+    folder.mkdir(parents=True, exist_ok=True)
     _put(folder / _PARTIAL, text)
+    places = [folder / below / name for below in ("", "masks") for name in (TRAIN, QUERY, GALLERY)]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+    for place in (folder, *places):
+        for name in filter(_DRAFT.fullmatch, os.listdir(place)):
+            (place / name).unlink()
     parts = [jobs[start : start + 64] for start in range(0, len(jobs), 64)]
     found: dict[str, Any] = {}
     if workers:

@@ -31,7 +31,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if self.statistics == "joint" or self.inputs == 1 or not self.training:
             return super().forward(input)
         groups = input.unflatten(0, (-1, self.inputs)).unbind(1)
-        # Each input is copied together first: the kernels for a strided batch are several times slower.
+        # Each input is copied together first: batch norm's fast kernels want a dense batch.
         normed = [super(SharedBatchNorm2d, self).forward(_dense(group, input)) for group in groups]
         if normed[0].is_contiguous(memory_format=torch.channels_last):
             # torch.stack answers in the standard layout; stacked with the channels innermost, they stay there.

@@ -16,6 +16,8 @@ from mgran_fast.metrics.ranking import Ranking, Top, rank, top
 from mgran_fast.model import MGRAN
 
 Progress = Callable[[int, int], None]
+#: An estimator looks at crops of this size at least, (height, width), however small the trunk's are.
+ESTIMATED_SIZE = (256, 128)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def embed(
     dataset = CropDataset(
         records,
         masks=masks,
-        size=model.size,
+        size=reading_size(model, estimated=estimated),
         # Crops alone, when the model's estimator shall look at them itself.
         layout="none" if estimated else model.layout,
         threshold=model.threshold,
@@ -110,14 +112,20 @@ def embed(
             done += len(batch) + len(batch.bad)
             if len(batch):
                 moved = batch.to(device)
-                maps = model.regions(moved.crops) if estimated else moved.region_maps
+                maps = moved.region_maps
+                if estimated:
+                    estimate = model.estimate(moved.crops)
+                    maps = model.regions(moved.crops, estimate.mask, estimate.keypoints)
+                    empty += int((maps == 0).flatten(1).all(1).sum())
+                    unposed += int((estimate.keypoints[..., 2] < model.keypoint_threshold).all(1).sum())
                 encoding = model.encode(moved.crops, region_map=maps)
                 vectors.append(encoding.vector.cpu())
                 visible.append(encoding.visible.cpu())
                 persons.append(batch.persons)
                 cameras.append(batch.cameras)
                 indices.append(batch.indices)
-                empty += int((maps == 0).flatten(1).all(1).sum()) if estimated else int(batch.empty_masks.sum())
+                # Both are False throughout when an estimator looks, and were counted above.
+                empty += int(batch.empty_masks.sum())
                 unposed += int(batch.no_keypoints.sum())
             if progress is not None:
                 progress(done, len(records))
@@ -137,6 +145,13 @@ def embed(
         problems,
         time.perf_counter() - start,
     )
+
+
+def reading_size(model: MGRAN, *, estimated: bool) -> tuple[int, int]:
+    """(height, width) that pictures are read at: the model's, or more where an estimator looks at them first."""
+    if not estimated:
+        return model.size
+    return max(model.size[0], ESTIMATED_SIZE[0]), max(model.size[1], ESTIMATED_SIZE[1])
 
 
 def evaluate(

@@ -21,10 +21,10 @@ def inputs(
     (scale * pixel - mean) / std where the input's region is, exactly 0 elsewhere. Input 0 is every region
     together, or the whole crop of a person whose map is empty.
     """
-    shift = torch.tensor(mean, dtype=torch.float32, device=crops.device)
-    spread = torch.tensor(std, dtype=torch.float32, device=crops.device)
     # Elementwise results keep the strides of their argument: the channels must be innermost from here on.
-    pixels = ((crops.contiguous().float() * scale - shift) / spread).to(dtype)
+    scaled = crops.contiguous().float() * scale
+    # Channel by channel with plain numbers: a tensor of them would be a copy to the device that the host waits for.
+    pixels = torch.stack([(scaled[..., c] - mean[c]) / std[c] for c in range(3)], -1).to(dtype)
     where = torch.stack([everyone(region_map), *(region_map == r for r in range(1, regions + 1))], 1)
     zero = torch.zeros((), dtype=dtype, device=crops.device)
     return torch.where(where[..., None], pixels[:, None], zero).permute(0, 1, 4, 2, 3)

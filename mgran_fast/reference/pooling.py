@@ -27,6 +27,8 @@ def pooling(
     if mode == "max":
         pooled = x.masked_fill(weights <= 0, -torch.inf).amax((2, 3))
     elif mode == "mean":
+        # Masked as well as weighted: an infinite feature outside of the region is none of its business.
+        x = x.masked_fill(weights <= 0, 0.0)
         pooled = (x * weights).sum((2, 3)) / total.clamp(min=torch.finfo(dtype).tiny)
     else:
         # Powers of x / (the largest x of the region): no power over- or underflows, and the mean of the powers is

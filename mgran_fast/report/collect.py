@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import mgran_fast
+from mgran_fast import ops
 from mgran_fast.data import CropDataset, DataSet, MaskFiles, Record, Sample
 from mgran_fast.data.pictures import read_picture_and_shape
-from mgran_fast.metrics.evaluation import Evaluation
+from mgran_fast.metrics.evaluation import Evaluation, reading_size
 from mgran_fast.model import MGRAN
 from mgran_fast.ops import backend
 from mgran_fast.report.page import RankedList, Scores
@@ -56,29 +59,15 @@ class Pictures:
 
     def sample(self, record: Record) -> Sample | None:
         """The crop with its region map; None when it cannot be read."""
-        estimated = self.masks is None and not self.model.layout.whole
-        dataset = CropDataset(
-            [record],
-            masks=self.masks,
-            size=self.model.size,
-            layout="none" if estimated else self.model.layout,
-            threshold=self.model.threshold,
-            keypoint_threshold=self.model.keypoint_threshold,
-        )
-        sample = dataset[0]
-        if not isinstance(sample, Sample):
-            return None
-        if estimated:
-            crop = sample.crop[None].to(next(self.model.parameters()).device)
-            sample.region_map.copy_(self.model.regions(crop)[0])
-        return sample
+        found = self._look(record)
+        return None if found is None else found[0]
 
     def view(self, record: Record) -> CropView | None:
         """The crop with its mask, keypoints and regions; None when it cannot be read."""
-        sample = self.sample(record)
-        if sample is None:
+        found = self._look(record)
+        if found is None:
             return None
-        mask = keypoints = None
+        sample, mask, keypoints = found
         if self.masks is not None:
             _, shape = read_picture_and_shape(record.path)
             source = self.masks.find(record.path, shape)
@@ -95,6 +84,35 @@ class Pictures:
             self.model.layout.name,
             None,
         )
+
+    def _look(self, record: Record) -> tuple[Sample, NDArray[np.float32] | None, NDArray[np.float32] | None] | None:
+        """A crop with its region map, and the mask and keypoints that the model's estimator found, if it looked."""
+        model = self.model
+        estimated = self.masks is None and not model.layout.whole
+        dataset = CropDataset(
+            [record],
+            masks=self.masks,
+            size=reading_size(model, estimated=estimated),
+            layout="none" if estimated else model.layout,
+            threshold=model.threshold,
+            keypoint_threshold=model.keypoint_threshold,
+        )
+        sample = dataset[0]
+        if not isinstance(sample, Sample):
+            return None
+        if not estimated:
+            return sample, None, None
+        estimate = model.estimate(sample.crop[None].to(next(model.parameters()).device))
+        map_ = ops.regions(
+            estimate.mask,
+            estimate.keypoints,
+            dataset.size,
+            model.layout,
+            model.threshold,
+            keypoint_threshold=model.keypoint_threshold,
+        )
+        sample = dataclasses.replace(sample, region_map=map_[0].cpu())
+        return sample, estimate.mask[0].cpu().numpy(), estimate.keypoints[0].cpu().numpy()
 
 
 def crop_views(pictures: Pictures, records: Sequence[Record], count: int) -> list[CropView]:

@@ -144,6 +144,8 @@ def render(report: Report, *, blur_faces: bool = False) -> str:
         ranks=sorted({rank for scores in report.scores for rank in scores.rank}),
         charts=charts_of(report),
         headline=_headline(report),
+        # Epoch 0 is the network before training.
+        epochs=sum(row.get("epoch", 1) > 0 for row in report.history),
         history_keys=keys,
         history_rows=[[_cell(key, row.get(key)) for key in keys] for row in report.history],
         crops=[_crop_view(view, blur_faces) for view in report.crops],

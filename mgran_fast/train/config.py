@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,8 @@ from mgran_fast import layouts, ops
 from mgran_fast.errors import CheckpointError
 from mgran_fast.ma.trunk import STATISTICS, TRUNKS
 
-# What decides the shape of a checkpoint's weights and of the schedule: a resumed run must agree on these.
-_FIXED_ON_RESUME = (
-    "layout", "size", "trunk", "last_stride", "statistics", "pooling", "scale", "mean", "std",
-    "epochs", "people", "pictures", "batches", "learning_rate", "weight_decay", "warmup", "seed",
-)  # fmt: skip
+# What a resumed run may change: the result does not depend on it.
+_FREE_ON_RESUME = ("workers", "evaluate_every")
 
 
 @dataclass(frozen=True)
@@ -111,12 +109,17 @@ class TrainConfig:
             raise ValueError(f"std must be positive, not {self.std}")
         layouts.get(self.layout)
 
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+    def save(self, path: Path, data: str = "") -> None:
+        """Write as JSON, whole or not at all; ``data`` is a digest of the training data, kept beside the settings."""
+        draft = path.with_name(f".{path.name}.partial")
+        draft.write_text(json.dumps({**dataclasses.asdict(self), "data": data}, indent=2) + "\n", encoding="utf-8")
+        os.replace(draft, path)
 
-    def check_resume(self, path: Path) -> None:
-        """Raise CheckpointError unless the run whose settings lie at ``path`` can go on with these."""
+    def check_resume(self, path: Path, data: str = "") -> None:
+        """Raise CheckpointError unless the run whose settings lie at ``path`` can go on with these and this data.
+
+        Everything must be the same but workers, evaluate_every, and a precision that is "auto" on either side.
+        """
         try:
             before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -124,9 +127,16 @@ class TrainConfig:
         if not isinstance(before, dict):
             raise CheckpointError(f"{path}: cannot resume, its settings are no JSON object")
         now = json.loads(json.dumps(dataclasses.asdict(self)))
-        for name in _FIXED_ON_RESUME:
+        for name in now:
+            if name in _FREE_ON_RESUME or (name == "precision" and "auto" in (before.get(name), now[name])):
+                continue
             if before.get(name) != now[name]:
                 raise CheckpointError(
                     f"{path.parent}: cannot resume, the run has {name}={before.get(name)!r} and you ask for"
                     f" {now[name]!r}; use the same settings, or another --output"
                 )
+        if before.get("data") != data:
+            raise CheckpointError(
+                f"{path.parent}: cannot resume, the run was made with other training pictures or people;"
+                " use the same data, or another --output"
+            )

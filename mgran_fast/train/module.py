@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +28,8 @@ from mgran_fast.ma import MAOutput
 from mgran_fast.model import MGRAN
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.losses import RegionLoss
+
+_log = logging.getLogger(__name__)
 
 
 class SeededBatches(Sampler[list[tuple[int, int]]]):
@@ -139,13 +142,42 @@ class TrainingModule(pl.LightningModule):
         self.problems = Problems()
         #: How many pictures the epoch has shown so far.
         self.shown = 0
+        #: Pictures of the first epoch without a mask or keypoints, see :class:`TrainResult`; None until it is over.
+        self.counts: dict[str, int] | None = None
+        self._flags: list[torch.Tensor] = []
 
     def on_train_epoch_start(self) -> None:
         self.shown = 0
 
+    def on_train_epoch_end(self) -> None:
+        if self.counts is not None or not self._flags:
+            return
+        # An epoch may show a picture twice.
+        flags = torch.cat(self._flags, 1).cpu().unique(dim=1)
+        self._flags.clear()
+        total, (no_mask, no_keypoints) = flags.shape[1], flags[1:].sum(1).tolist()
+        self.counts = {"training pictures without a mask": no_mask, "training pictures without keypoints": no_keypoints}
+        if 2 * no_mask > total:
+            _log.warning(
+                "%d of %d training pictures have no mask, or an empty one (%d no keypoints): they show no region and"
+                " count as a whole; check the masks",
+                no_mask,
+                total,
+                no_keypoints,
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["counts"] = self.counts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.counts = checkpoint.get("counts")
+
     def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor | None:
         self.problems.add(batch.bad)
         self.shown += len(batch)
+        if self.counts is None and len(batch):
+            # Summed up at the end of the epoch: a look at them now would wait for the GPU.
+            self._flags.append(torch.stack([batch.indices, batch.empty_masks.long(), batch.no_keypoints.long()]))
         if len(batch) < 2:
             # Nothing to learn from; Lightning goes on with the next batch.
             return None

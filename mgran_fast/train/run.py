@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import os
@@ -18,6 +20,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from mgran_fast import layouts
 from mgran_fast.data import DataSet, MaskFiles
 from mgran_fast.errors import CheckpointError, DataError
 from mgran_fast.metrics.evaluation import Evaluation, evaluate
@@ -44,6 +47,8 @@ class TrainResult:
         history: one mapping an epoch: epoch, loss, accuracy, seconds, and rank1 and map where it was evaluated.
         problems: pictures that could not be read, one line each.
         seconds: the time that training took, evaluations left out.
+        counts: of the first epoch: "training pictures without a mask" (or with an empty one) and "training pictures
+            without keypoints".
     """
 
     model: MGRAN
@@ -51,13 +56,14 @@ class TrainResult:
     history: list[dict[str, float]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 def build(config: TrainConfig, num_classes: int) -> MGRAN:
     """The untrained model of these settings; the same seed gives the same weights."""
     # fork_rng: building a model is no reason to disturb the caller's random numbers.
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(config.seed)
         return MGRAN(
             num_classes,
             config.layout,
@@ -72,8 +78,25 @@ def build(config: TrainConfig, num_classes: int) -> MGRAN:
         )
 
 
-def check(dataset: DataSet, config: TrainConfig, output: Path, *, resume: bool = False) -> None:
-    """Raise DataError or CheckpointError when :func:`train` would refuse to start; touches nothing."""
+def digest(dataset: DataSet) -> str:
+    """SHA-256, in hex, of the training pictures' places below the data set's folder, their order, and their labels."""
+    labels = {person: label for label, person in enumerate(dataset.people())}
+    text = hashlib.sha256()
+    for record in dataset.train:
+        inside = record.path.is_relative_to(dataset.root)
+        place = record.path.relative_to(dataset.root) if inside else record.path
+        # JSON: no name can look like the end of a line.
+        text.update(json.dumps([place.as_posix(), labels[record.person]]).encode())
+    return text.hexdigest()
+
+
+def check(
+    dataset: DataSet, config: TrainConfig, output: Path, *, resume: bool = False, masks: MaskFiles | None = None
+) -> None:
+    """Raise DataError or CheckpointError when :func:`train` would refuse to start; touches nothing.
+
+    With ``masks``, and a layout that looks at them, at least one training picture must have its mask file.
+    """
     if not dataset.train:
         raise DataError(f"{dataset.root}: no training pictures")
     people = len(dataset.people())
@@ -81,12 +104,14 @@ def check(dataset: DataSet, config: TrainConfig, output: Path, *, resume: bool =
         raise DataError(f"{dataset.root}: {people} training people, but --people {config.people}; ask for fewer")
     if output.exists() and not output.is_dir():
         raise DataError(f"{output}: a file, not a folder; choose another --output")
+    if masks is not None and not layouts.get(config.layout).whole:
+        masks.check(dataset.train, "training")
     if (output / STATE).is_file():
         if not resume:
             raise CheckpointError(
                 f"{output}: holds a run already; continue it with --resume or choose another --output"
             )
-        config.check_resume(output / SETTINGS)
+        config.check_resume(output / SETTINGS, digest(dataset))
 
 
 def train(
@@ -110,12 +135,12 @@ def train(
         on_epoch: called after each epoch with its line of the history.
 
     Raises:
-        DataError: no training pictures, too few people, or not one picture that could be read.
+        DataError: no training pictures, too few people, not one mask, or not one picture that could be read.
         CheckpointError: the state in ``output`` is of another run, or broken.
         FloatingPointError: the loss is no number any more; ``output`` keeps the last epoch in which it was.
         KeyboardInterrupt: as it came; the run goes on with ``resume``.
     """
-    check(dataset, config, output, resume=resume)
+    check(dataset, config, output, resume=resume, masks=masks)
     people = len(dataset.people())
     model = build(config, people) if model is None else model
     if model.num_classes != people:
@@ -127,14 +152,14 @@ def train(
     module = TrainingModule(model, config, config.epochs * len(data.batches))
     state = output / STATE
     if state.is_file():
-        _check_state(state, module, dataset)
+        _check_state(state, module)
     elif resume:
         _log.info("%s: nothing to resume from, starting anew", output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{output}: cannot be made ({error.strerror}); choose another --output") from None
-    config.save(output / SETTINGS)
+    config.save(output / SETTINGS, digest(dataset))
     recorder = _Recorder(dataset, masks, config, on_epoch)
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     callbacks: list[Callback] = [
@@ -173,10 +198,10 @@ def train(
     checkpoint = output / CHECKPOINT
     model.save(checkpoint, notes={"dataset": dataset.name, "epochs": str(config.epochs)})
     problems = list(dict.fromkeys([*recorder.problems, *module.problems.lines()]))
-    return TrainResult(model, checkpoint, recorder.history, problems, recorder.seconds)
+    return TrainResult(model, checkpoint, recorder.history, problems, recorder.seconds, module.counts or {})
 
 
-def _check_state(path: Path, module: TrainingModule, dataset: DataSet) -> None:
+def _check_state(path: Path, module: TrainingModule) -> None:
     """Raise CheckpointError unless the state at ``path`` is whole and fits the model."""
     try:
         saved = torch.load(path, "cpu", weights_only=True, mmap=True)["state_dict"]
@@ -187,13 +212,6 @@ def _check_state(path: Path, module: TrainingModule, dataset: DataSet) -> None:
             f"{path}: cannot resume, the state of the run cannot be read ({reason}); delete it to start anew"
         ) from None
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    classifiers = "model.ma.classifiers.weight"
-    before, now = shapes.get(classifiers, (0, 0)), own[classifiers]
-    if before[1] != now[1]:
-        raise CheckpointError(
-            f"{path}: cannot resume, the run has {before[1]} training people and {dataset.root} has {now[1]};"
-            " use the same data, or another --output"
-        )
     other = sorted(name for name in {*shapes, *own} if shapes.get(name) != own.get(name))
     if other:
         raise CheckpointError(f"{path}: cannot resume, the state is of another model ({other[0]} differs)")

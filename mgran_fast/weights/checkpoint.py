@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -87,7 +88,9 @@ def load(
                 f" leave {name} out or take another checkpoint"
             )
     try:
-        model = MGRAN(mra=mra, **{**config, "size": tuple(config["size"])})
+        # The weights are overwritten below: no reason to spend the caller's random numbers on them.
+        with torch.random.fork_rng(devices=()):
+            model = MGRAN(mra=mra, **{**config, "size": tuple(config["size"])})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: this version cannot build its model: {error}") from None
     with safe_open(Path(path), framework="pt") as file:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mgran_fast.cli import main
 from mgran_fast.data import DataSet
@@ -46,12 +45,9 @@ class Outcome:
 Cli = Callable[..., Outcome]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_gpu() -> Iterator[None]:
-    """Trains on the CPU everywhere: there the same run gives the same bits."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def no_gpu(without_gpu: None) -> None:
+    """Trains on the CPU everywhere."""
 
 
 @pytest.fixture(scope="session")

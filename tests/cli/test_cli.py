@@ -237,6 +237,7 @@ def test_an_estimator_makes_the_masks(
 
         def __call__(self, crops: torch.Tensor, *, keypoint_masks: bool = False) -> Estimate:
             n, height, width = crops.shape[:3]
+            assert (height, width) == (256, 128), "an estimator sees more than the 32x16 pixels of the trunk"
             return Estimate(torch.ones(n, height, width), torch.zeros(n, 17, 3), torch.ones(n))
 
     asked = []
@@ -253,8 +254,10 @@ def test_an_estimator_makes_the_masks(
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert asked == ["detector.safetensors"]
-    assert outcome.json["counts"]["empty masks"] == 0
-    assert page.is_file()
+    counts = outcome.json["counts"]
+    assert counts["empty masks"] == 0
+    assert counts["no keypoints"] == counts["queries"] + counts["gallery"]
+    assert "mask, outlined" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

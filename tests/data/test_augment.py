@@ -25,7 +25,7 @@ def picture(height: int, width: int, regions: int = 3, seed: int = 0) -> tuple[t
     return crop, torch.randint(0, regions + 1, (height, width), dtype=torch.uint8, generator=rng)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),
@@ -57,7 +57,7 @@ def test_shapes_values_and_a_person_that_stays(
     assert torch.equal(crop, before[0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     height=st.integers(1, 20),
     width=st.integers(1, 20),

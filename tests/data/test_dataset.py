@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mgran_fast import ops
+from mgran_fast.aspect import same_aspect
 from mgran_fast.data import (
     Augment,
     BadPicture,
@@ -207,6 +208,55 @@ def test_no_masks_folder(root: Path) -> None:
     assert not MaskFiles.available(root / "bounding_box_train")
     with pytest.raises(DataError, match="masks: no such folder"):
         MaskFiles(root / "bounding_box_train")
+
+
+def test_pictures_deeper_than_their_masks(root: Path) -> None:
+    (root / "inner").mkdir()
+    (root / "bounding_box_train").rename(root / "inner" / "bounding_box_train")
+    masks, path = MaskFiles(root), root / "inner" / FIRST
+    source = masks.find(path, (HEIGHT, WIDTH))
+    assert source is not None
+    assert source.has_mask
+    assert source.keypoints.any()
+    assert masks.mask_path(path) == (root / "masks" / FIRST)
+    masks.check(records(root / "inner"), "training")
+    # Keypoints alone are found there too, and a mask in the same place below the root goes first.
+    masks.mask_path(path).unlink()
+    source = masks.find(path, (HEIGHT, WIDTH))
+    assert source is not None
+    assert not source.has_mask
+    own = root / "masks" / "inner" / FIRST
+    own.parent.mkdir(parents=True)
+    Image.new("L", (WIDTH, HEIGHT), 9).save(own)
+    assert masks.mask_path(path) == own
+    # Where nothing is known, the place below the root is the one to name.
+    assert masks.mask_path(root / "inner" / "query" / "x.jpg") == root / "masks" / "inner" / "query" / "x.png"
+
+
+def test_not_one_mask_is_noticed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks, rows = MaskFiles(root), records(root)
+    masks.check((), "training")
+    for row in rows[:-1]:
+        masks.mask_path(row.path).unlink()
+    masks.check(rows, "training")
+    masks.mask_path(rows[-1].path).unlink()
+    with pytest.raises(DataError, match="no such mask, nor one for any other of the 4 training pictures") as caught:
+        masks.check(rows, "training")
+    assert str(caught.value).startswith(f"{root / 'masks' / FIRST}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mask", "crop", "same"),
+    [
+        ((256, 128), (256, 128), True), ((128, 64), (256, 128), True), ((128, 66), (256, 128), True),
+        ((128, 68), (256, 128), False), ((122, 64), (128, 64), True), ((121, 64), (128, 64), False),
+        ((4, 10), (128, 256), False), ((7, 4), (256, 128), True), ((1, 1), (256, 128), True), ((1, 1), (3, 1), False),
+    ],
+)  # fmt: skip
+def test_aspect_ratios(mask: tuple[int, int], crop: tuple[int, int], same: bool) -> None:
+    assert same_aspect(mask, crop) is same
+    assert same_aspect(mask[::-1], crop[::-1]) is same
 
 
 def test_a_mask_of_another_shape(root: Path) -> None:

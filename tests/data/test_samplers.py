@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mgran_fast.data import PKBatchSampler
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_every_batch_has_p_people_and_k_pictures(data: st.DataObject) -> None:
     counts = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
@@ -36,7 +36,7 @@ def test_every_batch_has_p_people_and_k_pictures(data: st.DataObject) -> None:
         assert len(set(batch)) == sum(min(pictures, of[person]) for person in seen)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(1, 12), people=st.integers(1, 12), seed=st.integers(0, 99))
 def test_everybody_comes_once_before_anybody_comes_twice(n: int, people: int, seed: int) -> None:
     people = min(people, n)

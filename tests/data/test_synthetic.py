@@ -323,6 +323,39 @@ def test_an_interrupted_write_is_noticed_and_finished(tmp_path: Path, monkeypatc
     assert not (root / "synthetic.partial.json").exists()
 
 
+@pytest.mark.parametrize("moment", ["draft of the marker", "after the marker", "draft of a mask"])
+def test_a_write_that_is_killed_at_a_bad_moment_is_finished(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "set"
+    known = {"people": (1, 1), "cameras": 1, "views": 2, "size": (16, 8)}
+
+    def killed(draft: Path, path: Path) -> None:
+        if (path.suffix == ".png") == (moment == "draft of a mask"):
+            if moment == "after the marker":
+                draft.rename(path)
+            # A process of another number finishes.
+            else:
+                draft.rename(draft.with_name(f"{path.name}.0.tmp"))
+            raise KeyboardInterrupt
+        draft.rename(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(root, **known)
+    left = {"draft of the marker": ["synthetic.partial.json.0.tmp"], "after the marker": ["synthetic.partial.json"]}
+    if moment in left:
+        assert [path.name for path in root.iterdir()] == left[moment], "no folder before the marker"
+    else:
+        assert len(list(root.rglob("*.png.0.tmp"))) == 1
+    data = write(root, **known)
+    write(tmp_path / "whole", **known)
+    assert all(record.path.exists() for record in (*data.train, *data.query, *data.gallery))
+    files = [sorted(p.relative_to(r) for p in r.rglob("*") if p.is_file()) for r in (root, tmp_path / "whole")]
+    assert files[0] == files[1], "nothing half written is left"
+
+
 def test_workers_write_the_same_bytes(tmp_path: Path):
     known = {"people": (1, 1), "cameras": 2, "views": 2, "size": (16, 8)}
     write(tmp_path / "one", **known)

@@ -223,10 +223,11 @@ def test_a_model_with_an_estimator_needs_no_mask_files(tiny: DataSet, model: MGR
     assert estimator.seen == 24
     assert found.counts["empty masks"] == 1
     assert found.query.visible[0].tolist() == [True, False, False, False]
-    sample = CropDataset(tiny.gallery, masks=None, size=SIZE, layout="none")[2]
+    # The estimator sees the picture at a person's usual size, not at the trunk's few pixels.
+    sample = CropDataset(tiny.gallery, masks=None, size=(256, 128), layout="none")[2]
     assert isinstance(sample, Sample)
-    mask = torch.zeros(1, *SIZE)
-    mask[:, :, : SIZE[1] // 2] = 1.0
+    mask = torch.zeros(1, 256, 128)
+    mask[:, :, :64] = 1.0
     with torch.no_grad():
         want = model(sample.crop[None], masks=mask)
     assert (found.gallery.vectors[2] - want[0]).abs().max() < 1e-5

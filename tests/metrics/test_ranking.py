@@ -39,7 +39,7 @@ def expected(problem: dict[str, Any], **options: Any) -> reference.Reference:
     return reference.rank(problem["distances"].tolist(), *(problem[name] for name in LABELS), **options)
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@settings(max_examples=300)
 @given(problems(), st.sampled_from(["hits", "trapezoid"]), st.integers(1, 20), st.sampled_from([None, 1, 2, 5]))
 def test_rank_equals_the_reference(problem: dict[str, Any], ap: str, max_rank: int, chunk: int | None) -> None:
     right = expected(problem, ap=ap, max_rank=max_rank)
@@ -59,7 +59,7 @@ def test_rank_equals_the_reference(problem: dict[str, Any], ap: str, max_rank: i
     assert found.at(max_rank) == right.cmc[-1]
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 @given(problems(), st.integers(1, 20), st.sampled_from([None, 1, 2]))
 def test_top_lists_what_the_reference_orders(problem: dict[str, Any], k: int, chunk: int | None) -> None:
     found = top(**problem, k=k, chunk=chunk)

@@ -241,3 +241,12 @@ FEATURES, MAP, REGION = torch.zeros(8, 3, 4, 2), torch.zeros(2, 8, 4, dtype=torc
 def test_wrong_arguments(change: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         ops.pooling(**{"features": FEATURES, "region_map": MAP, "region": REGION, **change})
+
+
+@pytest.mark.parametrize("mode", ["mean", "max", "gem"])
+def test_features_outside_of_the_region_do_not_matter(mode: str) -> None:
+    map_ = torch.tensor([[[1, 0], [1, 0]]], dtype=torch.uint8)
+    features = torch.rand(1, 3, 2, 2)
+    want = ops.pooling(features, map_, torch.tensor([1]), mode)
+    features[..., 1] = torch.inf
+    assert torch.equal(ops.pooling(features, map_, torch.tensor([1]), mode), want)

@@ -151,6 +151,9 @@ class Everything:
 def test_regions_of_an_estimator(tiny: DataSet) -> None:
     view = collect.Pictures(MGRAN(size=SIZE, trunk="resnet18", mra=Everything()), None).view(tiny.query[0])
     assert view is not None
-    assert view.mask is None
-    assert view.keypoints is None
+    assert view.mask is not None
+    assert view.mask.shape == view.crop.shape[:2] == (256, 128), "what the estimator saw, not the trunk's size"
+    assert bool((view.mask == 1).all())
+    assert view.keypoints is not None
+    assert not view.keypoints[:, 2].any()
     assert np.unique(view.region_map).tolist() == [1, 2, 3]

@@ -400,3 +400,8 @@ def test_a_full_page_is_small(tmp_path: Path) -> None:
     lists = [RankedList(Query(crops[0], 3, 2), matches, 4)] * 20
     path = write(tmp_path / "report.html", report(crops=views, rankings=lists))
     assert path.stat().st_size < 4e6
+
+
+def test_the_untrained_network_is_no_epoch():
+    history = [{"epoch": 0.0, "rank1": 0.1}, {"epoch": 1.0, "loss": 2.0, "rank1": 0.4}, {"epoch": 2.0, "loss": 1.0}]
+    assert ">2 epochs.<" in page.render(Report("t", "d", "p", history=history))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pytest
-import torch
 
 from mgran_fast.data import DataSet
 from mgran_fast.data.synthetic import write
@@ -17,12 +15,9 @@ class Settings(Protocol):
     def __call__(self, **changes: Any) -> TrainConfig: ...
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_gpu() -> Iterator[None]:
-    """Trains on the CPU everywhere: there the same run gives the same bits."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def no_gpu(without_gpu: None) -> None:
+    """Trains on the CPU everywhere."""
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,9 @@ def test_saved_settings_resume_themselves(tmp_path: Path) -> None:
     config = TrainConfig(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), size=(64, 32))
     config.save(tmp_path / "settings.json")
     config.check_resume(tmp_path / "settings.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
     saved = json.loads((tmp_path / "settings.json").read_text())
+    assert saved.pop("data") == ""
     assert TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}) == config
 
 
@@ -73,7 +75,8 @@ def test_saved_settings_resume_themselves(tmp_path: Path) -> None:
         {"layout": "part"}, {"size": (64, 32)}, {"trunk": "resnet18"}, {"last_stride": 2}, {"statistics": "per_input"},
         {"pooling": "gem"}, {"scale": 1 / 255}, {"mean": (0.5, 0.5, 0.5)}, {"std": (0.5, 0.5, 0.5)}, {"epochs": 61},
         {"people": 8}, {"pictures": 8}, {"batches": 3}, {"learning_rate": 1e-3}, {"weight_decay": 0.0},
-        {"warmup": 0.0}, {"seed": 1},
+        {"warmup": 0.0}, {"seed": 1}, {"label_smoothing": 0.0}, {"margin": 0.5}, {"triplet": 0.5}, {"flip": 0.0},
+        {"pad": 0.0}, {"erase": 0.0}, {"jitter": 0.1},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -86,6 +89,38 @@ def test_other_settings_do_not_resume(change: dict[str, Any], tmp_path: Path) ->
 def test_what_does_not_change_the_run_may_change(tmp_path: Path) -> None:
     TrainConfig().save(tmp_path / "settings.json")
     TrainConfig(workers=0, evaluate_every=1).check_resume(tmp_path / "settings.json")
+
+
+def test_precision_may_change_from_or_to_automatic(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    for before, now in (("auto", "bf16"), ("float32", "auto"), ("bf16", "bf16")):
+        TrainConfig(precision=before).save(path)
+        TrainConfig(precision=now).check_resume(path)
+    with pytest.raises(CheckpointError, match="the run has precision='bf16' and you ask for 'float32'"):
+        TrainConfig(precision="float32").check_resume(path)
+
+
+def test_other_data_does_not_resume(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    TrainConfig().save(path, "abc")
+    TrainConfig().check_resume(path, "abc")
+    with pytest.raises(CheckpointError, match="the run was made with other training pictures or people") as caught:
+        TrainConfig().check_resume(path, "abd")
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_are_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "settings.json"
+    TrainConfig().save(path)
+    before = path.read_text()
+
+    def killed(*names: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        TrainConfig(seed=1).save(path)
+    assert path.read_text() == before
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "null", "\xff"])

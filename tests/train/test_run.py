@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from mgran_fast.errors import CheckpointError, DataError
 from mgran_fast.model import MGRAN
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.module import TrainingModule
-from mgran_fast.train.run import CHECKPOINT, SETTINGS, STATE, TrainResult, _AtomicFiles, build, check, train
+from mgran_fast.train.run import CHECKPOINT, SETTINGS, STATE, TrainResult, _AtomicFiles, build, check, digest, train
 
 Settings = Callable[..., TrainConfig]
 
@@ -92,6 +93,7 @@ def test_the_history_of_a_run(whole: TrainResult) -> None:
         assert line["seconds"] > 0
     assert whole.seconds == pytest.approx(sum(line["seconds"] for line in whole.history))
     assert whole.problems == []
+    assert whole.counts == {"training pictures without a mask": 0, "training pictures without keypoints": 0}
 
 
 def test_evaluations_between_epochs(tiny: DataSet, settings: Settings, tmp_path: Path) -> None:
@@ -237,13 +239,34 @@ def test_resuming_with_other_settings(finished: Path, tiny: DataSet, settings: S
     assert contents(finished) == before
 
 
-def test_resuming_with_another_number_of_people(finished: Path, tiny: DataSet, settings: Settings) -> None:
-    fewer = dataclasses.replace(tiny, train=[record for record in tiny.train if record.person > 1])
+@pytest.mark.parametrize("change", ["fewer people", "fewer pictures", "other labels", "another order"])
+def test_resuming_with_other_data(change: str, finished: Path, tiny: DataSet, settings: Settings) -> None:
+    rows = list(tiny.train)
+    if change == "fewer people":
+        rows = [record for record in rows if record.person > 1]
+    elif change == "fewer pictures":
+        rows = rows[1:]
+    elif change == "other labels":
+        rows[0] = dataclasses.replace(rows[0], person=rows[-1].person)
+    else:
+        rows.reverse()
     before = contents(finished)
-    with pytest.raises(CheckpointError, match=r"the run has 6 training people and .* has 5; use the same data"):
-        run(fewer, settings(), finished, resume=True)
-    with pytest.raises(CheckpointError, match=r"the model has 6 classes and .* has 5 training people"):
-        run(fewer, settings(), finished, resume=True, model=build(settings(), 6))
+    with pytest.raises(CheckpointError, match="cannot resume, the run was made with other training pictures") as caught:
+        run(dataclasses.replace(tiny, train=rows), settings(), finished, resume=True)
+    assert "\n" not in str(caught.value)
+    assert contents(finished) == before
+
+
+def test_a_moved_data_set_is_the_same(tiny: DataSet, copied: Path) -> None:
+    moved = dataclasses.replace(read_market(copied), name="elsewhere")
+    assert digest(moved) == digest(tiny)
+    assert re.fullmatch("[0-9a-f]{64}", digest(tiny))
+
+
+def test_a_state_of_another_model_leaves_the_settings(finished: Path, tiny: DataSet, settings: Settings) -> None:
+    before = contents(finished)
+    with pytest.raises(CheckpointError, match="cannot resume, the state is of another model"):
+        run(tiny, settings(workers=1), finished, resume=True, model=build(settings(trunk="resnet34"), 6))
     assert contents(finished) == before
 
 
@@ -331,6 +354,37 @@ def test_whole_batches_of_bad_pictures_are_skipped(copied: Path, settings: Setti
     assert [line["epoch"] for line in result.history] == [1, 2]
     assert all(line["loss"] > 0 for line in result.history)
     assert len(result.problems) >= 8
+
+
+def test_not_one_mask_is_told_before_anything_is_written(copied: Path, settings: Settings, tmp_path: Path) -> None:
+    for path in (copied / "masks" / "bounding_box_train").iterdir():
+        path.unlink()
+    dataset, masks = read_market(copied), MaskFiles(copied)
+    with pytest.raises(DataError, match="no such mask, nor one for any other of the 24 training pictures"):
+        run(dataset, settings(), tmp_path / "run")
+    with pytest.raises(DataError, match="no such mask"):
+        check(dataset, settings(), tmp_path / "run", masks=masks)
+    check(dataset, settings(layout="none"), tmp_path / "run", masks=masks)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_without_masks_and_keypoints_are_counted(
+    copied: Path, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = read_market(copied)
+    for record in dataset.train[:13]:
+        MaskFiles(copied).mask_path(record.path).unlink()
+    table = json.loads((copied / "keypoints.json").read_text())
+    for record in dataset.train[10:15]:
+        del table[record.path.relative_to(copied).as_posix()]
+    (copied / "keypoints.json").write_text(json.dumps(table))
+    # 8 batches of 6: an epoch shows each of the 24 pictures twice.
+    result = run(dataset, settings(epochs=2, batches=8), tmp_path / "run")
+    assert result.counts == {"training pictures without a mask": 13, "training pictures without keypoints": 5}
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 1
+    assert "13 of 24 training pictures have no mask, or an empty one (5 no keypoints)" in warned[0]
+    assert run(dataset, settings(epochs=2, batches=8), tmp_path / "run", resume=True).counts == result.counts
 
 
 def test_nothing_but_bad_pictures_ends_the_run(copied: Path, settings: Settings, tmp_path: Path) -> None:
