@@ -201,12 +201,11 @@ class MGRAN(nn.Module):
             masks, keypoints = estimate.mask, estimate.keypoints
         if masks is None or self.layout.whole:
             masks = torch.ones((people, 1, 1), device=crops.device)
-        elif people and masks.ndim == 3 and 0 not in masks.shape:
-            if not same_aspect((masks.shape[1], masks.shape[2]), (height, width)):
-                raise ValueError(
-                    f"masks are {masks.shape[1]} x {masks.shape[2]} and crops {height} x {width}: another aspect"
-                    " ratio; a mask must show the same frame as its crop, at any resolution"
-                )
+        elif people and 0 not in masks.shape and not same_aspect((masks.shape[1], masks.shape[2]), (height, width)):
+            raise ValueError(
+                f"masks are {masks.shape[1]} x {masks.shape[2]} and crops {height} x {width}: another aspect"
+                " ratio; a mask must show the same frame as its crop, at any resolution"
+            )
         if keypoints is None:
             keypoints = torch.zeros((people, len(layouts.KEYPOINTS), 3), device=crops.device)
         else:

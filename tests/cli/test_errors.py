@@ -207,7 +207,8 @@ def test_a_run_that_diverges(train: Cli, tiny: DataSet) -> None:
 
 
 def test_training_without_its_packages(train: Cli, tiny: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("mgran_fast.train.run", "mgran_fast.train.module"):
+    for name in ("mgran_fast.train.run", "mgran_fast.train.module", "mgran_fast.cli.job"):
         monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr(sys.modules["mgran_fast.cli"], "job", raising=False)
     monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
     told(train(tiny.root), "not installed (pytorch_lightning): pip install 'mgran_fast[train]'")

@@ -23,7 +23,11 @@ built = pytest.mark.skipif(
     backend.extension() is None and os.environ.get("MGRAN_EXPECT_NATIVE") != "1",
     reason="the extension is not built",
 )
-on_gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+on_gpu = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(bool(backend.why_not_native("regions", "cuda")), reason="needs an extension with CUDA"),
+)
 
 sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))
 # Coordinates on a grid of 1/8 pixel: W - x is then exact, as the flip test wants it.
