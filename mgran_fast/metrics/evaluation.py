@@ -90,16 +90,7 @@ def embed(
         progress: called with (pictures done, pictures in all).
     """
     start = time.perf_counter()
-    estimated = masks is None and not model.layout.whole
-    dataset = CropDataset(
-        records,
-        masks=masks,
-        size=reading_size(model, estimated=estimated),
-        # Crops alone, when the model's estimator shall look at them itself.
-        layout="none" if estimated else model.layout,
-        threshold=model.threshold,
-        keypoint_threshold=model.keypoint_threshold,
-    )
+    dataset, estimated = crops_for(model, records, masks)
     loader: Iterable[Batch] = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
     device = next(model.parameters()).device
     was_training = model.training
@@ -147,11 +138,25 @@ def embed(
     )
 
 
-def reading_size(model: MGRAN, *, estimated: bool) -> tuple[int, int]:
-    """(height, width) that pictures are read at: the model's, or more where an estimator looks at them first."""
-    if not estimated:
-        return model.size
-    return max(model.size[0], ESTIMATED_SIZE[0]), max(model.size[1], ESTIMATED_SIZE[1])
+def crops_for(model: MGRAN, records: Sequence[Record], masks: MaskFiles | None) -> tuple[CropDataset, bool]:
+    """The pictures as a model wants them read, and whether its own estimator shall look at them.
+
+    It shall where there are no mask files and the layout wants masks. The crops then come alone, at the model's size
+    or :data:`ESTIMATED_SIZE`, whichever is more.
+    """
+    estimated = masks is None and not model.layout.whole
+    height, width = model.size
+    if estimated:
+        height, width = max(height, ESTIMATED_SIZE[0]), max(width, ESTIMATED_SIZE[1])
+    dataset = CropDataset(
+        records,
+        masks=masks,
+        size=(height, width),
+        layout="none" if estimated else model.layout,
+        threshold=model.threshold,
+        keypoint_threshold=model.keypoint_threshold,
+    )
+    return dataset, estimated
 
 
 def evaluate(

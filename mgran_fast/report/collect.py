@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 import mgran_fast
 from mgran_fast import ops
-from mgran_fast.data import CropDataset, DataSet, MaskFiles, Record, Sample
+from mgran_fast.data import DataSet, MaskFiles, Record, Sample
 from mgran_fast.data.pictures import read_picture_and_shape
-from mgran_fast.metrics.evaluation import Evaluation, reading_size
+from mgran_fast.metrics.evaluation import Evaluation, crops_for
 from mgran_fast.model import MGRAN
 from mgran_fast.ops import backend
 from mgran_fast.report.page import RankedList, Scores
@@ -88,15 +88,7 @@ class Pictures:
     def _look(self, record: Record) -> tuple[Sample, NDArray[np.float32] | None, NDArray[np.float32] | None] | None:
         """A crop with its region map, and the mask and keypoints that the model's estimator found, if it looked."""
         model = self.model
-        estimated = self.masks is None and not model.layout.whole
-        dataset = CropDataset(
-            [record],
-            masks=self.masks,
-            size=reading_size(model, estimated=estimated),
-            layout="none" if estimated else model.layout,
-            threshold=model.threshold,
-            keypoint_threshold=model.keypoint_threshold,
-        )
+        dataset, estimated = crops_for(model, [record], self.masks)
         sample = dataset[0]
         if not isinstance(sample, Sample):
             return None
