@@ -11,16 +11,30 @@
 #include <utility>
 #include <vector>
 
+#include "align.h"
+#include "cpu/dispatch.h"
+#include "crops.h"
+#include "inputs.h"
+#include "pooling.h"
 #include "regions.h"
 
 namespace py = pybind11;
 
 namespace {
 
+using Address = std::uintptr_t;
+using Size = std::array<std::int32_t, 2>;  // height, width
+using Channels = std::array<float, 3>;
+
 void raise_on(int status) {
-  if (status == 0) return;
-  if (status == 1) throw std::bad_alloc();
-  throw std::runtime_error(status == 3 ? "mgran_fast: the CUDA launch failed" : "mgran_fast: unsupported layout");
+  if (status == MGRAN_OK) return;
+  if (status == MGRAN_NO_MEMORY) throw std::bad_alloc();
+  throw std::runtime_error(status == MGRAN_LAUNCH ? "mgran_fast: the CUDA launch failed"
+                                                  : "mgran_fast: the kernel does not support these arguments");
+}
+
+void want(bool condition, const char* message) {
+  if (!condition) throw py::value_error(message);
 }
 
 // A body layout that owns its tables.
@@ -35,15 +49,15 @@ class Layout {
     if (limbs.size() > MGRAN_MAX_LIMBS || bands.size() > MGRAN_MAX_LIMBS || weights_.size() != limbs.size())
       throw py::value_error("a layout has at most " + std::to_string(MGRAN_MAX_LIMBS) +
                             " limbs and as many bands, and one weight a limb");
-    if (torso < 0 || torso > regions) throw py::value_error("torso is no region of the layout");
+    want(torso >= 0 && torso <= regions, "torso is no region of the layout");
     for (const auto& limb : limbs) {
-      if (limb[0] < 1 || limb[0] > regions) throw py::value_error("a limb's group is no region of the layout");
-      if (limb[1] < 0 || limb[1] >= MGRAN_JOINTS || limb[2] < 0 || limb[2] >= MGRAN_JOINTS)
-        throw py::value_error("a limb ends at an unknown joint");
+      want(limb[0] >= 1 && limb[0] <= regions, "a limb's group is no region of the layout");
+      want(limb[1] >= 0 && limb[1] < MGRAN_JOINTS && limb[2] >= 0 && limb[2] < MGRAN_JOINTS,
+           "a limb ends at an unknown joint");
       limbs_.insert(limbs_.end(), limb.begin(), limb.end());
     }
     for (const auto& band : bands) {
-      if (band[0] < 1 || band[0] > regions) throw py::value_error("a band's group is no region of the layout");
+      want(band[0] >= 1 && band[0] <= regions, "a band's group is no region of the layout");
       bands_.insert(bands_.end(), band.begin(), band.end());
     }
   }
@@ -67,18 +81,37 @@ class Layout {
   std::int32_t regions_;
 };
 
-MgranRegions regions_args(std::uintptr_t mask, bool mask_is_float, std::uintptr_t keypoints, std::uintptr_t map,
-                          std::int64_t people, std::array<std::int32_t, 2> mask_size, std::array<std::int32_t, 2> size,
-                          double limit, float keypoint_threshold, const Layout& layout) {
-  if (people < 0 || size[0] < 0 || size[1] < 0) throw py::value_error("sizes must not be negative");
-  if (people > 0 && (mask_size[0] < 1 || mask_size[1] < 1)) throw py::value_error("the mask has no pixels");
+MgranCrops crops_args(Address frame, Size frame_size, std::int64_t row_stride, Address boxes, Address out,
+                      std::int64_t count, Size size) {
+  want(count >= 0 && size[0] >= 0 && size[1] >= 0, "sizes must not be negative");
+  want(frame_size[0] >= 0 && frame_size[1] >= 0, "sizes must not be negative");
+  want(row_stride >= std::int64_t{3} * frame_size[1], "the rows of the frame overlap");
+  MgranCrops args{};
+  args.frame = reinterpret_cast<const std::uint8_t*>(frame);
+  args.boxes = reinterpret_cast<const float*>(boxes);
+  args.out = reinterpret_cast<std::uint8_t*>(out);
+  args.count = count;
+  args.row_stride = row_stride;
+  args.frame_height = frame_size[0];
+  args.frame_width = frame_size[1];
+  args.height = size[0];
+  args.width = size[1];
+  return args;
+}
+
+MgranRegions regions_args(Address mask, bool mask_is_float, Size mask_size, Address keypoints, Address map,
+                          Address workspace, std::int64_t people, Size size, double limit, float keypoint_threshold,
+                          const Layout& layout) {
+  want(people >= 0 && size[0] >= 0 && size[1] >= 0, "sizes must not be negative");
+  want(people == 0 || (mask_size[0] >= 1 && mask_size[1] >= 1), "the mask has no pixels");
   // Integer sums of the resampling must stay exact in float64.
-  if (static_cast<std::int64_t>(size[0]) * size[1] > (std::int64_t{1} << 26))
-    throw py::value_error("a region map has at most 2**26 pixels");
+  want(static_cast<std::int64_t>(size[0]) * size[1] <= (std::int64_t{1} << 26),
+       "a region map has at most 2**26 pixels");
   MgranRegions args{};
   args.mask = reinterpret_cast<const void*>(mask);
   args.keypoints = reinterpret_cast<const float*>(keypoints);
   args.map = reinterpret_cast<std::uint8_t*>(map);
+  args.workspace = reinterpret_cast<std::int32_t*>(workspace);
   args.people = people;
   args.mask_height = mask_size[0];
   args.mask_width = mask_size[1];
@@ -89,6 +122,140 @@ MgranRegions regions_args(std::uintptr_t mask, bool mask_is_float, std::uintptr_
   args.keypoint_threshold = keypoint_threshold;
   args.layout = layout.tables();
   return args;
+}
+
+MgranInputs inputs_args(Address crops, Address map, Address out, Address workspace, std::int64_t people,
+                        std::int64_t pixels, std::int32_t regions, std::int32_t dtype, float scale, Channels mean,
+                        Channels std) {
+  want(people >= 0 && pixels >= 0, "sizes must not be negative");
+  want(regions >= 0 && regions <= 255, "a region map has at most 255 regions");
+  want(dtype >= MGRAN_FLOAT32 && dtype <= MGRAN_BFLOAT16, "unknown dtype");
+  MgranInputs args{};
+  args.crops = reinterpret_cast<const std::uint8_t*>(crops);
+  args.map = reinterpret_cast<const std::uint8_t*>(map);
+  args.out = reinterpret_cast<void*>(out);
+  args.workspace = reinterpret_cast<std::int32_t*>(workspace);
+  args.people = people;
+  args.pixels = pixels;
+  args.regions = regions;
+  args.dtype = dtype;
+  args.scale = scale;
+  for (int c = 0; c < 3; ++c) {
+    args.mean[c] = mean[c];
+    args.std[c] = std[c];
+  }
+  return args;
+}
+
+MgranAlign align_args(Address crops, Address out, std::int32_t dtype, float scale, Channels mean, Channels std,
+                      Address mask, bool mask_is_float, Size mask_size, Address keypoints, Address map,
+                      Address workspace, std::int64_t people, Size size, double limit, float keypoint_threshold,
+                      const Layout& layout) {
+  MgranAlign args{};
+  args.regions = regions_args(mask, mask_is_float, mask_size, keypoints, map, workspace, people, size, limit,
+                              keypoint_threshold, layout);
+  args.inputs = inputs_args(crops, 0, out, 0, people, static_cast<std::int64_t>(size[0]) * size[1],
+                            args.regions.layout.regions, dtype, scale, mean, std);
+  return args;
+}
+
+MgranPooling pooling_args(Address features, Address map, Address region, Address out, Address grad_out,
+                          Address grad_features, std::int64_t rows, std::int64_t people, std::int64_t channels,
+                          Size size, Size map_size, std::int32_t dtype, std::int32_t mode, float power) {
+  want(rows >= 0 && people >= 0 && channels >= 0, "sizes must not be negative");
+  want(size[0] >= 0 && size[1] >= 0 && map_size[0] >= 0 && map_size[1] >= 0, "sizes must not be negative");
+  want(people == 0 ? rows == 0 : rows % people == 0, "rows must be a multiple of people");
+  want(dtype >= MGRAN_FLOAT32 && dtype <= MGRAN_BFLOAT16, "unknown dtype");
+  want(mode >= MGRAN_MEAN && mode <= MGRAN_GEM, "unknown mode");
+  MgranPooling args{};
+  args.features = reinterpret_cast<const void*>(features);
+  args.map = reinterpret_cast<const std::uint8_t*>(map);
+  args.region = reinterpret_cast<const std::int64_t*>(region);
+  args.out = reinterpret_cast<void*>(out);
+  args.grad_out = reinterpret_cast<const void*>(grad_out);
+  args.grad_features = reinterpret_cast<void*>(grad_features);
+  args.rows = rows;
+  args.people = people;
+  args.channels = channels;
+  args.height = size[0];
+  args.width = size[1];
+  args.map_height = map_size[0];
+  args.map_width = map_size[1];
+  args.dtype = dtype;
+  args.mode = mode;
+  args.power = power;
+  return args;
+}
+
+// Adds a function that takes the arguments of `make`, by name and in any order, and one more: the number of threads
+// on the CPU, the stream's handle on the GPU.
+template <typename Args, typename... P, std::size_t... I>
+void define(py::module_& m, const char* name, Args (*make)(P...), int (*run)(const Args*, int),
+            const char* const (&names)[sizeof...(P)], std::index_sequence<I...>) {
+  m.def(
+      name,
+      [make, run](P... p, int threads) {
+        const Args args = make(std::forward<P>(p)...);
+        int status;
+        {
+          py::gil_scoped_release unlocked;
+          status = run(&args, threads);
+        }
+        raise_on(status);
+      },
+      py::kw_only(), py::arg(names[I])..., py::arg("threads"));
+}
+
+template <typename Args, typename... P, std::size_t... I>
+void define(py::module_& m, const char* name, Args (*make)(P...), int (*run)(const Args*, void*),
+            const char* const (&names)[sizeof...(P)], std::index_sequence<I...>) {
+  m.def(
+      name,
+      [make, run](P... p, Address stream) {
+        const Args args = make(std::forward<P>(p)...);
+        raise_on(run(&args, reinterpret_cast<void*>(stream)));
+      },
+      py::kw_only(), py::arg(names[I])..., py::arg("stream"));
+}
+
+template <typename Args, typename Last, typename... P>
+void define(py::module_& m, const char* name, Args (*make)(P...), int (*run)(const Args*, Last),
+            const char* const (&names)[sizeof...(P)]) {
+  define(m, name, make, run, names, std::index_sequence_for<P...>{});
+}
+
+constexpr const char* kCrops[] = {"frame", "frame_size", "row_stride", "boxes", "out", "count", "size"};
+constexpr const char* kRegions[] = {"mask",   "mask_is_float", "mask_size", "keypoints",          "map",   "workspace",
+                                    "people", "size",          "limit",     "keypoint_threshold", "layout"};
+constexpr const char* kInputs[] = {"crops",   "map",   "out",   "workspace", "people", "pixels",
+                                   "regions", "dtype", "scale", "mean",      "std"};
+constexpr const char* kAlign[] = {
+    "crops",     "out",       "dtype", "scale",     "mean",   "std",  "mask",  "mask_is_float",
+    "mask_size", "keypoints", "map",   "workspace", "people", "size", "limit", "keypoint_threshold",
+    "layout"};
+constexpr const char* kPooling[] = {"features", "map",      "region", "out",      "grad_out", "grad_features", "rows",
+                                    "people",   "channels", "size",   "map_size", "dtype",    "mode",          "power"};
+
+const char* isa_name() {
+  switch (mgran::isa()) {
+    case mgran::Isa::avx512:
+      return "avx512";
+    case mgran::Isa::avx2:
+      return "avx2";
+    default:
+      return "portable";
+  }
+}
+
+void limit_isa(const std::string& most) {
+  if (most == "portable")
+    mgran::limit_isa(mgran::Isa::portable);
+  else if (most == "avx2")
+    mgran::limit_isa(mgran::Isa::avx2);
+  else if (most == "avx512")
+    mgran::limit_isa(mgran::Isa::avx512);
+  else
+    throw py::value_error("an instruction set is portable, avx2 or avx512, not " + most);
 }
 
 }  // namespace
@@ -102,48 +269,31 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("openmp") = false;
 #endif
+  m.def("isa", isa_name, "The instruction set that the CPU kernels use: portable, avx2 or avx512.");
+  m.def("limit_isa", limit_isa, py::arg("most"), "Use no instruction set above this one.");
 
   py::class_<Layout>(m, "Layout")
       .def(py::init<const std::vector<std::array<std::int32_t, 3>>&, std::vector<float>,
                     const std::vector<std::array<std::int32_t, 5>>&, std::int32_t, bool, std::int32_t>(),
            py::kw_only(), py::arg("limbs"), py::arg("weights"), py::arg("bands"), py::arg("torso"),
            py::arg("rectangles"), py::arg("regions"));
+  // int32 elements of a person's workspace on the GPU.
+  m.attr("regions_workspace") = 4 * (2 + MGRAN_MAX_REGIONS);
 
-  m.def(
-      "regions_cpu",
-      [](std::uintptr_t mask, bool mask_is_float, std::uintptr_t keypoints, std::uintptr_t map, std::int64_t people,
-         std::array<std::int32_t, 2> mask_size, std::array<std::int32_t, 2> size, double limit,
-         float keypoint_threshold, const Layout& layout, int threads) {
-        const MgranRegions args = regions_args(mask, mask_is_float, keypoints, map, people, mask_size, size, limit,
-                                               keypoint_threshold, layout);
-        int status;
-        {
-          py::gil_scoped_release unlocked;
-          status = mgran_regions_cpu(&args, threads);
-        }
-        raise_on(status);
-      },
-      py::arg("mask"), py::arg("mask_is_float"), py::arg("keypoints"), py::arg("map"), py::arg("people"),
-      py::arg("mask_size"), py::arg("size"), py::arg("limit"), py::arg("keypoint_threshold"), py::arg("layout"),
-      py::arg("threads"));
+  define(m, "crops_cpu", crops_args, mgran_crops_cpu, kCrops);
+  define(m, "regions_cpu", regions_args, mgran_regions_cpu, kRegions);
+  define(m, "inputs_cpu", inputs_args, mgran_inputs_cpu, kInputs);
+  define(m, "align_cpu", align_args, mgran_align_cpu, kAlign);
+  define(m, "pooling_cpu", pooling_args, mgran_pooling_cpu, kPooling);
+  define(m, "pooling_backward_cpu", pooling_args, mgran_pooling_backward_cpu, kPooling);
 
 #ifdef MGRAN_WITH_CUDA
   m.attr("cuda") = MGRAN_CUDA_VERSION;
   m.attr("cuda_architectures") = MGRAN_CUDA_ARCHITECTURE_LIST;
-  m.attr("regions_workspace") = 4 * (2 + MGRAN_MAX_REGIONS);
-  m.def(
-      "regions_cuda",
-      [](std::uintptr_t mask, bool mask_is_float, std::uintptr_t keypoints, std::uintptr_t map, std::int64_t people,
-         std::array<std::int32_t, 2> mask_size, std::array<std::int32_t, 2> size, double limit,
-         float keypoint_threshold, const Layout& layout, std::uintptr_t workspace, std::uintptr_t stream) {
-        MgranRegions args = regions_args(mask, mask_is_float, keypoints, map, people, mask_size, size, limit,
-                                         keypoint_threshold, layout);
-        args.workspace = reinterpret_cast<std::int32_t*>(workspace);
-        raise_on(mgran_regions_cuda(&args, reinterpret_cast<void*>(stream)));
-      },
-      py::arg("mask"), py::arg("mask_is_float"), py::arg("keypoints"), py::arg("map"), py::arg("people"),
-      py::arg("mask_size"), py::arg("size"), py::arg("limit"), py::arg("keypoint_threshold"), py::arg("layout"),
-      py::arg("workspace"), py::arg("stream"));
+  define(m, "crops_cuda", crops_args, mgran_crops_cuda, kCrops);
+  define(m, "regions_cuda", regions_args, mgran_regions_cuda, kRegions);
+  define(m, "inputs_cuda", inputs_args, mgran_inputs_cuda, kInputs);
+  define(m, "align_cuda", align_args, mgran_align_cuda, kAlign);
 #else
   m.attr("cuda") = py::none();
   m.attr("cuda_architectures") = "";

@@ -1,10 +1,7 @@
-// Launch ABI of `regions`: mask and keypoints -> region map. Plain C, raw pointers, no torch.
-//
-// Every function returns 0, or a non-zero status that mgran_status() puts into words. The caller has
-// checked shapes and types; sizes may be 0. Definition and conventions: mgran_fast/reference/regions.py,
-// which every implementation equals to the bit.
+// Launch ABI of `regions`: mask and keypoints -> region map. Definition and conventions:
+// mgran_fast/reference/regions.py, which every implementation equals to the bit.
 #pragma once
-#include <cstdint>
+#include "abi.h"
 
 extern "C" {
 

@@ -11,7 +11,7 @@ import torch
 
 from mgran_fast.ops import backend
 
-OPS = ("regions", "inputs", "pooling")
+OPS = ("crops", "regions", "inputs", "align", "pooling")
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pytorch-lightning", "pytorch-metric-learning")
 
 
@@ -20,8 +20,8 @@ def doctor() -> dict[str, Any]:
 
     Returns:
         Plain values: ``python``, ``platform``, ``packages`` (name -> version or None), ``extension`` (compiler,
-        OpenMP, CUDA version and architectures, or why it does not import), ``devices``, ``ops`` (op -> device ->
-        "native", or "reference: why"), ``advice`` (one line each, empty when all is well).
+        OpenMP, the CPU's instruction set, CUDA version and architectures, or why it does not import), ``devices``,
+        ``ops`` (op -> device -> "native", or "reference: why"), ``advice`` (one line each, empty when all is well).
     """
     module = backend.extension()
     devices = [f"cpu ({torch.get_num_threads()} threads)"]
@@ -36,6 +36,7 @@ def doctor() -> dict[str, Any]:
             "version": module.version,
             "compiler": module.compiler,
             "openmp": module.openmp,
+            "instructions": module.isa(),
             "cuda": module.cuda,
             "architectures": module.cuda_architectures,
         }

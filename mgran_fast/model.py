@@ -189,6 +189,16 @@ class MGRAN(nn.Module):
 
         Args: as for :meth:`forward`, crops as uint8.
         """
+        masks, keypoints = self._found(crops, masks, keypoints)
+        return ops.regions(
+            masks, keypoints, self.size, self.layout, self.threshold, keypoint_threshold=self.keypoint_threshold
+        )
+
+    @torch.no_grad()
+    def _found(
+        self, crops: torch.Tensor, masks: torch.Tensor | None, keypoints: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks, given or estimated, and keypoints in pixels of ``self.size``: what the region map is made from."""
         people, height, width = crops.shape[:3]
         if masks is not None:
             checks.tensor("masks", masks, (people, None, None), (torch.float32, torch.uint8))
@@ -211,9 +221,7 @@ class MGRAN(nn.Module):
         else:
             x, y, score = keypoints.float().unbind(-1)
             keypoints = torch.stack([x * (self.size[1] / width), y * (self.size[0] / height), score], -1)
-        return ops.regions(
-            masks, keypoints, self.size, self.layout, self.threshold, keypoint_threshold=self.keypoint_threshold
-        )
+        return masks, keypoints
 
     def train(self, mode: bool = True) -> MGRAN:
         """Set the mode of MA. The estimator is trained on its own, and always runs in eval mode here."""
@@ -253,16 +261,28 @@ class MGRAN(nn.Module):
         if 0 in crops.shape[1:3]:
             raise ValueError(f"crops have no pixels: they are {crops.shape[1]} x {crops.shape[2]}")
         if region_map is None:
-            region_map = self.regions(crops, masks, keypoints)
-        elif masks is not None or keypoints is not None:
-            raise ValueError("region_map together with masks or keypoints: pass one or the other")
+            masks, keypoints = self._found(crops, masks, keypoints)
+            inputs, region_map = ops.align(
+                _resize(crops, self.size),
+                masks,
+                keypoints,
+                self.layout,
+                self.threshold,
+                self.scale,
+                self.mean,
+                self.std,
+                keypoint_threshold=self.keypoint_threshold,
+            )
+            assert region_map is not None
         else:
+            if masks is not None or keypoints is not None:
+                raise ValueError("region_map together with masks or keypoints: pass one or the other")
             checks.tensor("region_map", region_map, (len(crops), None, None), (torch.uint8,))
-        crops = _resize(crops, self.size)
-        if tuple(region_map.shape[1:]) != self.size:
-            # Nearest: a region map holds names, which have no mean.
-            region_map = _resize_map(region_map, self.size)
-        output: MAOutput = self.ma(self.inputs(crops, region_map), region_map)
+            if tuple(region_map.shape[1:]) != self.size:
+                # Nearest: a region map holds names, which have no mean.
+                region_map = _resize_map(region_map, self.size)
+            inputs = self.inputs(_resize(crops, self.size), region_map)
+        output: MAOutput = self.ma(inputs, region_map)
         return output
 
 

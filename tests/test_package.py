@@ -89,7 +89,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer["backend"] == "auto"
     assert answer["packages"]["torch"] == metadata.version("torch")
     assert answer["devices"][0].startswith("cpu (")
-    assert answer["ops"].keys() == {"regions", "inputs", "pooling"}
+    assert answer["ops"].keys() == {"crops", "regions", "inputs", "align", "pooling"}
     for choices in answer["ops"].values():
         assert all(choice == "native" or choice.startswith("reference: ") for choice in choices.values())
         assert "cpu" in choices

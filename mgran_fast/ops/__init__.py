@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from mgran_fast.ops.align import Aligned, align
+from mgran_fast.ops.crops import crops
 from mgran_fast.ops.inputs import inputs
 from mgran_fast.ops.pooling import MODES as POOLING_MODES
 from mgran_fast.ops.pooling import pooling
 from mgran_fast.ops.regions import regions, visibility
 
-__all__ = ["POOLING_MODES", "inputs", "pooling", "regions", "visibility"]
+__all__ = ["POOLING_MODES", "Aligned", "align", "crops", "inputs", "pooling", "regions", "visibility"]

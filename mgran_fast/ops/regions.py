@@ -7,6 +7,7 @@ implementation for a device asks :mod:`mgran_fast.ops.backend` whether the kerne
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ import torch
 from mgran_fast import layouts
 from mgran_fast.layouts import JOINTS, Layout
 from mgran_fast.ops import backend, checks
-from mgran_fast.ops.library import LIBRARY
+from mgran_fast.ops.launch import launch
+from mgran_fast.ops.library import register
 from mgran_fast.reference import regions as reference
 
 # A kernel adds the resampled mask in integers below 2**53.
@@ -58,19 +60,24 @@ def regions(
         ValueError: a wrong shape, device, layout, size or threshold.
     """
     layout = layouts.get(layout)
+    height, width = checks.size(size)
+    check(mask, keypoints, height, width, threshold)
+    result: torch.Tensor = _op(mask, keypoints, height, width, layout.name, float(threshold), float(keypoint_threshold))
+    return result
+
+
+def check(mask: torch.Tensor, keypoints: torch.Tensor, height: int, width: int, threshold: float) -> None:
+    """Raises TypeError or ValueError for what the kernels of regions and align cannot take."""
     checks.tensor("mask", mask, (None, None, None), (torch.float32, torch.uint8))
     checks.tensor("keypoints", keypoints, (None, len(layouts.KEYPOINTS), 3), (torch.float32,))
     checks.same_people(mask=mask, keypoints=keypoints)
     checks.same_device(mask=mask, keypoints=keypoints)
-    height, width = checks.size(size)
     if height * width > MOST_PIXELS:
         raise ValueError(f"size must have at most {MOST_PIXELS} pixels, not {height} x {width}")
     if mask.shape[0] > 0 and (mask.shape[1] == 0 or mask.shape[2] == 0):
         raise ValueError(f"mask has no pixels: its shape is {list(mask.shape)}")
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold must be in [0, 1], not {threshold!r}")
-    result: torch.Tensor = _op(mask, keypoints, height, width, layout.name, float(threshold), float(keypoint_threshold))
-    return result
 
 
 def visibility(region_map: torch.Tensor, layout: str | Layout = "region") -> torch.Tensor:
@@ -87,13 +94,6 @@ def visibility(region_map: torch.Tensor, layout: str | Layout = "region") -> tor
     everyone = torch.ones(flat.shape[0], dtype=torch.bool, device=flat.device)
     seen = [(flat == region).any(1) for region in range(1, layouts.get(layout).regions + 1)]
     return torch.stack([everyone, *seen], 1)
-
-
-LIBRARY.define(
-    "regions(Tensor mask, Tensor keypoints, SymInt height, SymInt width, str layout, float threshold,"
-    " float keypoint_threshold) -> Tensor"
-)
-_op = torch.ops.mgran_fast.regions.default
 
 
 @functools.cache
@@ -121,36 +121,40 @@ def _implementation(
     threshold: float,
     keypoint_threshold: float,
 ) -> torch.Tensor:
-    device = mask.device.type
-    module = None if layouts.get(layout).whole else backend.native("regions", device)
+    module = None if layouts.get(layout).whole else backend.native("regions", mask.device.type)
     if module is None:
         return reference.regions(mask, keypoints, (height, width), layout, threshold, keypoint_threshold)
-    mask, keypoints = mask.contiguous(), keypoints.contiguous()
     map_ = torch.empty((len(mask), height, width), dtype=torch.uint8, device=mask.device)
-    arguments: dict[str, Any] = {
-        "mask": mask.data_ptr(),
-        "mask_is_float": mask.dtype == torch.float32,
-        "keypoints": keypoints.data_ptr(),
-        "map": map_.data_ptr(),
-        "people": len(mask),
-        "mask_size": (mask.shape[1], mask.shape[2]),
-        "size": (height, width),
-        "limit": reference.limit(mask.dtype, (mask.shape[1], mask.shape[2]), (height, width), threshold),
-        "keypoint_threshold": keypoint_threshold,
-        "layout": _tables(layout),
-    }
-    if device == "cpu":
-        module.regions_cpu(**arguments, threads=torch.get_num_threads())
-    else:
-        workspace = torch.empty((len(mask), module.regions_workspace), dtype=torch.int32, device=mask.device)
-        with torch.cuda.device(mask.device):
-            stream = torch.cuda.current_stream().cuda_stream
-            module.regions_cuda(**arguments, workspace=workspace.data_ptr(), stream=stream)
+    arguments = prepared(module, mask, keypoints, (height, width), layout, threshold, keypoint_threshold)
+    launch(module, "regions", mask.device, **arguments, map=map_)
     return map_
 
 
-LIBRARY.impl("regions", _implementation, "CPU")
-LIBRARY.impl("regions", _implementation, "CUDA")
+def prepared(
+    module: ModuleType,
+    mask: torch.Tensor,
+    keypoints: torch.Tensor,
+    size: tuple[int, int],
+    layout: str,
+    threshold: float,
+    keypoint_threshold: float,
+) -> dict[str, Any]:
+    """What the kernels of regions and align want to know of masks and keypoints."""
+    workspace = None
+    if mask.device.type == "cuda":
+        workspace = torch.empty((len(mask), module.regions_workspace), dtype=torch.int32, device=mask.device)
+    return {
+        "mask": mask.contiguous(),
+        "mask_is_float": mask.dtype == torch.float32,
+        "mask_size": (mask.shape[1], mask.shape[2]),
+        "keypoints": keypoints.contiguous(),
+        "workspace": workspace,
+        "people": len(mask),
+        "size": size,
+        "limit": reference.limit(mask.dtype, (mask.shape[1], mask.shape[2]), size, threshold),
+        "keypoint_threshold": keypoint_threshold,
+        "layout": _tables(layout),
+    }
 
 
 def _fake(
@@ -165,4 +169,9 @@ def _fake(
     return mask.new_empty((mask.shape[0], height, width), dtype=torch.uint8)
 
 
-torch.library.register_fake("mgran_fast::regions", _fake, lib=LIBRARY)
+_op = register(
+    "regions(Tensor mask, Tensor keypoints, SymInt height, SymInt width, str layout, float threshold,"
+    " float keypoint_threshold) -> Tensor",
+    _implementation,
+    _fake,
+)

@@ -41,6 +41,44 @@ def pooling(
     return torch.where(total > 0, pooled, 0.0).to(features.dtype)
 
 
+def backward(
+    grad: torch.Tensor,
+    features: torch.Tensor,
+    region_map: torch.Tensor,
+    region: torch.Tensor,
+    mode: str,
+    power: float,
+) -> torch.Tensor:
+    """The gradient of :func:`pooling` in the features: grad [B, C] -> [B, C, h, w], by the formulas below.
+
+    With T = sum(w), every gradient 0 where w is 0 or T is 0:
+    mean: dy/dx = w / T. max: 1 / (number of the region's cells that equal the maximum) at those cells.
+    gem, with L the largest x, m = sum(w (x/L)^p) / T: dy/dx = m^(1/p - 1) (x/L)^(p - 1) w / T, and 0 for an x below
+    the clamp.
+    """
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    weights = shares(region_map, region, features.shape[2], features.shape[3], dtype)[:, None]
+    total = weights.sum((2, 3), keepdim=True)
+    visible = weights > 0
+    slope = grad.to(dtype)[:, :, None, None]
+    x = features.to(dtype)
+    if mode == "max":
+        hidden = x.masked_fill(~visible, -torch.inf)
+        largest = (hidden == hidden.amax((2, 3), keepdim=True)) & visible
+        result = slope / largest.sum((2, 3), keepdim=True).clamp(min=1) * largest
+    else:
+        result = slope * weights / total.clamp(min=torch.finfo(dtype).tiny)
+        if mode == "gem":
+            inside = x.masked_fill(~visible, 0.0)
+            clamped = inside.clamp(min=GEM_SMALLEST)
+            largest_x = clamped.amax((2, 3), keepdim=True)
+            ratio = clamped / largest_x
+            mean = (ratio.pow(power) * weights).sum((2, 3), keepdim=True) / total.clamp(min=torch.finfo(dtype).tiny)
+            mean = torch.where(total > 0, mean, 1.0)
+            result = result * mean.pow(1.0 / power - 1.0) * ratio.pow(power - 1.0) * (inside >= GEM_SMALLEST)
+    return torch.where(visible, result, 0.0).to(features.dtype)
+
+
 def shares(
     region_map: torch.Tensor, region: torch.Tensor, height: int, width: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:

@@ -46,6 +46,8 @@ def regions(
     height, width = size
     if layout.whole:
         return torch.ones((len(mask), height, width), dtype=torch.uint8, device=mask.device)
+    if len(mask) == 0:
+        return torch.zeros((0, height, width), dtype=torch.uint8, device=mask.device)
     foreground = binarize(mask, height, width, threshold)
     joints = find_joints(keypoints, height, width, keypoint_threshold)
     nearest, found = nearest_limb(joints, height, width, layout)

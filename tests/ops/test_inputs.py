@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mgran_fast import ops
+from mgran_fast.reference import inputs as reference
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The result is rounded once to its dtype, after two or three roundings in float32; values reach 2.7.
@@ -136,6 +138,55 @@ def test_arguments_are_left_alone() -> None:
     assert torch.equal(region_map, copies[1])
 
 
+# --- the kernels and the reference ----------------------------------------------------------------------------
+
+# Sizes at and around the blocks of 16 pixels that the kernels work in, and planes whose length is odd.
+SIZES = [(1, 1), (1, 15), (4, 4), (1, 17), (7, 9), (16, 8), (33, 17), (64, 33)]
+
+
+def bits(values: torch.Tensor) -> torch.Tensor:
+    # Not contiguous(): that leaves strides of size 1 as they are, and view() does not take all of them.
+    return values.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("regions", [0, 1, 3, 6])
+def test_kernel_equals_reference(
+    native: Callable[..., torch.Tensor], isa: str, dtype: torch.dtype, size: tuple[int, int], regions: int
+) -> None:
+    crops, region_map = people(4, *size, regions)
+    region_map[2] = 0
+    got = native(ops.inputs, crops, region_map, 1 / 255, MEAN, STD, dtype, regions=regions)
+    want = reference.inputs(crops, region_map, 1 / 255, MEAN, STD, dtype, regions)
+    assert got.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    # To the bit: -0 is not 0.
+    assert torch.equal(bits(got), bits(want))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_kernel_equals_reference_for_many_people(
+    native: Callable[..., torch.Tensor], device: Callable[[str], str], threads: int, dtype: torch.dtype
+) -> None:
+    where = device("inputs")
+    crops, region_map = people(48, 128, 64)
+    region_map[5] = 0
+    got = native(ops.inputs, crops.to(where), region_map.to(where), 1 / 255, MEAN, STD, dtype)
+    want = reference.inputs(crops, region_map, 1 / 255, MEAN, STD, dtype, 3)
+    assert got.device.type == where
+    assert torch.equal(got.cpu(), want)
+
+
+@pytest.mark.parametrize("offset", [1, 3, 8])
+def test_crops_and_maps_that_start_anywhere(native: Callable[..., torch.Tensor], isa: str, offset: int) -> None:
+    crops, region_map = people(3, 16, 8)
+    shifted = torch.zeros(crops.numel() + offset, dtype=torch.uint8)[offset:].view(crops.shape).copy_(crops)
+    map_ = torch.zeros(region_map.numel() + offset, dtype=torch.uint8)[offset:].view(region_map.shape)
+    map_.copy_(region_map)
+    assert shifted.data_ptr() % 16 == offset % 16
+    assert torch.equal(native(ops.inputs, shifted, map_), ops.inputs(crops, region_map))
+
+
 CROPS, MAP = torch.zeros(2, 8, 4, 3, dtype=torch.uint8), torch.zeros(2, 8, 4, dtype=torch.uint8)
 
 
@@ -157,7 +208,11 @@ CROPS, MAP = torch.zeros(2, 8, 4, 3, dtype=torch.uint8), torch.zeros(2, 8, 4, dt
         ({"std": (1.0, 1.0, 1.0, 1.0)}, ValueError, "std must have one number for each of the 3 channels"),
         ({"std": (1.0, 0.0, 1.0)}, ValueError, "std must be positive"),
         ({"std": (1.0, float("nan"), 1.0)}, ValueError, "std must be positive"),
-        ({"regions": -1}, ValueError, "regions must not be negative"),
+        ({"regions": 256}, ValueError, "regions must be 0 to 255, not 256"),
+        ({"scale": float("inf")}, ValueError, "scale and mean must be finite"),
+        ({"mean": (1e39, 0.0, 0.0)}, ValueError, "scale and mean must be finite"),
+        ({"std": (1.0, 1e-46, 1.0)}, ValueError, "std must be positive"),
+        ({"regions": -1}, ValueError, "regions must be 0 to 255, not -1"),
     ],
 )
 def test_wrong_arguments(change: dict[str, Any], error: type[Exception], words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from mgran_fast import ops
+from mgran_fast.reference import pooling as reference
 
 MODES = ("mean", "max", "gem")
 # Features are of size 1; sums are taken in float32 and rounded once to the dtype.
@@ -217,6 +219,118 @@ def test_non_contiguous_arguments() -> None:
     assert close(got, want.numpy(), 1e-12)
 
 
+# --- the kernels and the reference ----------------------------------------------------------------------------
+
+# Channels at and around the vectors of 8 and 16 that the kernels work in.
+CHANNELS = [1, 7, 16, 33, 130]
+# Relative to the largest value; the sums have at most 143 terms.
+KERNEL_TOLERANCES = {torch.float32: 5e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+
+
+def crowd(
+    channels: int, grid: tuple[int, int], size: tuple[int, int], dtype: torch.dtype, people: int = 3
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features with negative values and ties, one person of an empty map, regions in no order, some unknown."""
+    generator = torch.Generator().manual_seed(channels + size[0])
+    features = torch.randn(people * 4, channels, *grid, generator=generator)
+    features = (features * 8).round() / 8 if channels % 2 else features
+    region_map = torch.randint(0, 4, (people, *size), dtype=torch.uint8, generator=generator)
+    region_map[people // 2] = 0
+    region = torch.randint(0, 4, (people * 4,), generator=generator)
+    region[:3] = torch.tensor([7, -1, 2**40])
+    return features.to(dtype).to(memory_format=torch.channels_last), region_map, region
+
+
+def exact(
+    features: torch.Tensor, region_map: torch.Tensor, region: torch.Tensor, mode: str, power: float, grad: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reference and its gradient by autograd, in float64."""
+    x = features.detach().cpu().double().requires_grad_()
+    pooled = reference.pooling(x, region_map, region, mode, power)
+    pooled.backward(grad.double())
+    assert x.grad is not None
+    return pooled.detach(), x.grad
+
+
+def near(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> bool:
+    error = (got.detach().cpu().double() - want).abs().max()
+    return bool(error <= tolerance * want.abs().max().clamp(min=1.0))
+
+
+@pytest.mark.parametrize("dtype", list(KERNEL_TOLERANCES))
+@pytest.mark.parametrize(("mode", "power"), [("mean", 3.0), ("max", 3.0), ("gem", 3.0), ("gem", 1.0), ("gem", 2.7)])
+@pytest.mark.parametrize(("grid", "size"), GRIDS)
+def test_kernel_equals_reference(
+    native: Callable[..., torch.Tensor],
+    isa: str,
+    dtype: torch.dtype,
+    mode: str,
+    power: float,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+) -> None:
+    for channels in CHANNELS:
+        features, region_map, region = crowd(channels, grid, size, dtype)
+        features.requires_grad_()
+        grad = torch.randn(len(region), channels, generator=torch.Generator().manual_seed(0)).to(dtype)
+        pooled, gradient = exact(features, region_map, region, mode, power, grad)
+        got = native(ops.pooling, features, region_map, region, mode, power=power)
+        assert got.dtype == dtype
+        assert near(got, pooled, KERNEL_TOLERANCES[dtype])
+        (slope,) = native(torch.autograd.grad, got, features, grad)
+        assert slope.is_contiguous(memory_format=torch.channels_last)
+        assert near(slope, gradient, KERNEL_TOLERANCES[dtype])
+        # What the region does not see has no gradient at all.
+        assert not slope[gradient == 0].any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", list(KERNEL_TOLERANCES))
+def test_kernel_of_the_networks_size(
+    native: Callable[..., torch.Tensor], device: Callable[[str], str], threads: int, mode: str, dtype: torch.dtype
+) -> None:
+    where = device("pooling")
+    features, region_map, region = crowd(256, (16, 8), (128, 64), dtype, people=5)
+    grad = torch.randn(20, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
+    pooled, gradient = exact(features, region_map, region, mode, 3.0, grad)
+    x = features.to(where).requires_grad_()
+    got = native(ops.pooling, x, region_map.to(where), region.to(where), mode)
+    assert near(got, pooled, KERNEL_TOLERANCES[dtype])
+    (slope,) = native(torch.autograd.grad, got, x, grad.to(where))
+    assert near(slope, gradient, KERNEL_TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_infinities_and_nan(native: Callable[..., torch.Tensor], isa: str, mode: str) -> None:
+    map_ = torch.tensor([[[1, 2], [1, 2]]], dtype=torch.uint8)
+    for outside in (torch.inf, -torch.inf, torch.nan):
+        features = torch.rand(1, 20, 2, 2).to(memory_format=torch.channels_last).requires_grad_()
+        with torch.no_grad():
+            features[..., 1] = outside
+        got = native(ops.pooling, features, map_, torch.tensor([1]), mode)
+        assert bool(got.isfinite().all())
+        (slope,) = native(torch.autograd.grad, got.sum(), features)
+        assert bool(slope.isfinite().all())
+        # What the region does see is not lost.
+        arguments = features.detach(), map_, torch.tensor([2])
+        seen, want = native(ops.pooling, *arguments, mode), reference.pooling(*arguments, mode, 3.0)
+        assert torch.allclose(seen, want, rtol=1e-5, atol=0.0, equal_nan=True)
+        assert bool(want.isnan().all()) or not np.isnan(outside)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_planes_and_views_are_taken(native: Callable[..., torch.Tensor], isa: str, mode: str) -> None:
+    features, region_map, region = crowd(16, (4, 3), (13, 11), torch.float32)
+    want = native(ops.pooling, features, region_map, region, mode)
+    views = [
+        features.contiguous(),
+        features.repeat(1, 2, 1, 1)[:, :16],
+        features.transpose(2, 3).contiguous().transpose(2, 3),
+    ]
+    for view in views:
+        assert torch.equal(native(ops.pooling, view, region_map, region, mode), want)
+
+
 FEATURES, MAP, REGION = torch.zeros(8, 3, 4, 2), torch.zeros(2, 8, 4, dtype=torch.uint8), torch.arange(4).repeat(2)
 
 
@@ -233,7 +347,11 @@ FEATURES, MAP, REGION = torch.zeros(8, 3, 4, 2), torch.zeros(2, 8, 4, dtype=torc
         ({"region_map": MAP.to("meta")}, ValueError, "on different devices: features on cpu, region_map on meta"),
         ({"region": REGION.int()}, TypeError, "region must be int64, not int32"),
         ({"region": REGION[:7]}, ValueError, r"region must have the shape \[8\], not \[7\]"),
+        ({"features": FEATURES[:, :, :0]}, ValueError, r"features have no cells: their shape is \[8, 3, 0, 2\]"),
+        ({"region_map": MAP[:, :, :0]}, ValueError, "region_map has no pixels"),
         ({"mode": "median"}, ValueError, "mode must be one of mean, max, gem, not 'median'"),
+        ({"region": REGION.to("meta")}, ValueError, "on different devices: features on cpu, region on meta"),
+        ({"mode": "gem", "power": float("inf")}, ValueError, "power must be positive and finite"),
         ({"mode": "gem", "power": 0.0}, ValueError, "power must be positive"),
         ({"mode": "gem", "power": float("nan")}, ValueError, "power must be positive"),
     ],

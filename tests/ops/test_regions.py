@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,17 +18,6 @@ from mgran_fast.reference import regions as reference
 
 LAYOUTS = ("region", "part", "box", "none")
 KERNELS = ("region", "part", "box")  # "none" looks at nothing, and has no kernel
-# Where the extension must be there, a missing one fails the tests of it.
-built = pytest.mark.skipif(
-    backend.extension() is None and os.environ.get("MGRAN_EXPECT_NATIVE") != "1",
-    reason="the extension is not built",
-)
-on_gpu = (
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.skipif(bool(backend.why_not_native("regions", "cuda")), reason="needs an extension with CUDA"),
-)
-
 sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))
 # Coordinates on a grid of 1/8 pixel: W - x is then exact, as the flip test wants it.
 grid = st.integers(-8 * 40, 8 * 60).map(lambda v: v / 8)
@@ -65,35 +54,30 @@ def person(size: tuple[int, int] = (64, 32)) -> tuple[torch.Tensor, torch.Tensor
 # --- the kernel and the reference ---------------------------------------------------------------------------
 
 
-def kernel(mask: torch.Tensor, keypoints: torch.Tensor, size: tuple[int, int], *options: object) -> torch.Tensor:
-    """The map that the native implementation makes; RuntimeError where the reference would run."""
-    # Not the fixture monkeypatch: that lasts for a test, and hypothesis runs a test many times.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MGRAN_BACKEND", "native")
-        return ops.regions(mask, keypoints, size, *options)  # type: ignore[arg-type]
-
-
-@built
 @settings(max_examples=150)
-@given(people(wild), sizes, st.sampled_from(KERNELS), st.booleans(), st.floats(0, 1))
+@given(
+    data=people(wild),
+    size=sizes,
+    layout=st.sampled_from(KERNELS),
+    bytes_=st.booleans(),
+    threshold=st.floats(0, 1),
+)
 def test_kernel_equals_reference(
-    data: tuple[np.ndarray, np.ndarray], size: tuple[int, int], layout: str, bytes_: bool, threshold: float
+    native: Callable[..., torch.Tensor],
+    isa: str,
+    data: tuple[np.ndarray, np.ndarray],
+    size: tuple[int, int],
+    layout: str,
+    bytes_: bool,
+    threshold: float,
 ) -> None:
     mask, keypoints = torch.from_numpy(data[0]), torch.from_numpy(data[1])
     if bytes_:
         mask = (mask * 255).to(torch.uint8)
-    got = kernel(mask, keypoints, size, layout, threshold)
+    got = native(ops.regions, mask, keypoints, size, layout, threshold)
     want = reference.regions(mask, keypoints, size, layout, threshold)
     assert got.dtype == torch.uint8
     assert torch.equal(got, want)
-
-
-@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def crowd(n: int, source: tuple[int, int], size: tuple[int, int], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -104,49 +88,64 @@ def crowd(n: int, source: tuple[int, int], size: tuple[int, int], dtype: torch.d
     return mask if dtype == torch.float32 else (mask * 255).to(dtype), keypoints
 
 
-@built
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
 @pytest.mark.parametrize("layout", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
 @pytest.mark.parametrize("source", [(130, 65), (33, 17)], ids=["same size", "resampled"])
 def test_kernel_equals_reference_for_many_people(
-    device: str, layout: str, dtype: torch.dtype, source: tuple[int, int]
+    native: Callable[..., torch.Tensor],
+    device: Callable[[str], str],
+    layout: str,
+    dtype: torch.dtype,
+    source: tuple[int, int],
 ) -> None:
+    where = device("regions")
     mask, keypoints = crowd(9, source, (130, 65), dtype)
     keypoints[0, :, 2] = 0  # one person of bands
     mask[1] = 0  # and one of nothing
-    got = kernel(mask.to(device), keypoints.to(device), (130, 65), layout)
-    assert got.device.type == device
+    got = native(ops.regions, mask.to(where), keypoints.to(where), (130, 65), layout)
+    assert got.device.type == where
     assert torch.equal(got.cpu(), reference.regions(mask, keypoints, (130, 65), layout))
     assert got.unique().tolist() == list(range(layouts.get(layout).regions + 1))
 
 
-@built
-def test_threads_share_the_people(threads: int) -> None:
+@pytest.mark.parametrize("size", [(256, 128), (64, 32), (17, 40)])
+def test_kernel_equals_reference_for_a_standing_person(
+    native: Callable[..., torch.Tensor], isa: str, size: tuple[int, int]
+) -> None:
+    mask, keypoints = person(size)
+    for layout in KERNELS:
+        for _ in range(3):
+            got = native(ops.regions, mask, keypoints, size, layout)
+            assert torch.equal(got, reference.regions(mask, keypoints, size, layout))
+            # Someone who leans: no edge of the torso is upright, no limb ends on a pixel's centre.
+            keypoints[..., 0] += 0.1 * (keypoints[..., 1] - size[0] / 2) + 0.37
+
+
+def test_threads_share_the_people(native: Callable[..., torch.Tensor], threads: int) -> None:
     mask, keypoints = crowd(9, (33, 17), (130, 65), torch.float32)
-    got = kernel(mask, keypoints, (130, 65), "part")
+    got = native(ops.regions, mask, keypoints, (130, 65), "part")
     assert torch.equal(got, reference.regions(mask, keypoints, (130, 65), "part"))
 
 
-@built
-@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_gpu)])
-def test_more_people_than_a_grid_has_rows(device: str) -> None:
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_more_people_than_a_grid_has_rows(native: Callable[..., torch.Tensor], device: Callable[[str], str]) -> None:
     # Two of the three dimensions of a CUDA grid end at 65,535.
+    where = device("regions")
     mask, keypoints = crowd(65_600, (4, 2), (6, 3), torch.uint8)
-    got = kernel(mask.to(device), keypoints.to(device), (6, 3))
+    got = native(ops.regions, mask.to(where), keypoints.to(where), (6, 3))
     assert torch.equal(got.cpu(), reference.regions(mask, keypoints, (6, 3)))
     assert got[65_536:].any()
 
 
-@built
-def test_non_contiguous_arguments() -> None:
+def test_non_contiguous_arguments(native: Callable[..., torch.Tensor]) -> None:
     generator = torch.Generator().manual_seed(2)
     mask = torch.rand(16, 4, 20, generator=generator).permute(1, 0, 2)[..., ::2]
     keypoints = (torch.rand(17, 4, 3, generator=generator) * 16).transpose(0, 1)
     assert not mask.is_contiguous()
     assert not keypoints.is_contiguous()
-    got = kernel(mask, keypoints, (16, 10))
-    assert torch.equal(got, kernel(mask.contiguous(), keypoints.contiguous(), (16, 10)))
+    got = native(ops.regions, mask, keypoints, (16, 10))
+    assert torch.equal(got, native(ops.regions, mask.contiguous(), keypoints.contiguous(), (16, 10)))
 
 
 # --- promises -------------------------------------------------------------------------------------------------
@@ -302,23 +301,7 @@ def test_wrong_arguments(change: dict[str, object], error: type[Exception], word
         ops.regions(**arguments)  # type: ignore[arg-type]
 
 
-# --- registration ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(layout: str) -> None:
-    mask, keypoints = person()
-    torch.library.opcheck(torch.ops.mgran_fast.regions.default, (mask, keypoints, 20, 11, layout, 0.5, 0.3))
-
-
-def test_export() -> None:
-    class Regions(torch.nn.Module):
-        def forward(self, mask: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
-            return ops.regions(mask, keypoints, (20, 11))
-
-    mask, keypoints = person()
-    program = torch.export.export(Regions(), (mask, keypoints))
-    assert torch.equal(program.module()(mask, keypoints), ops.regions(mask, keypoints, (20, 11)))
+# --- layouts -----------------------------------------------------------------------------------------------
 
 
 def test_layout_of_your_own() -> None:
@@ -380,12 +363,9 @@ def test_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         backend.requested()
 
 
-@built
-def test_the_extension_refuses_what_it_cannot_hold() -> None:
-    module = backend.extension()
-    assert module is not None
+def test_the_extension_refuses_what_it_cannot_hold(extension: ModuleType) -> None:
     good = {"limbs": [(1, 0, 0)], "weights": [1.0], "bands": [], "torso": 0, "rectangles": False, "regions": 1}
-    module.Layout(**good)
+    extension.Layout(**good)
     for change in (
         {"limbs": [(2, 0, 0)]},
         {"limbs": [(1, 0, 19)]},
@@ -396,4 +376,4 @@ def test_the_extension_refuses_what_it_cannot_hold() -> None:
         {"bands": [(2, 0, 24, 0, 24)]},
     ):
         with pytest.raises(ValueError, match=r"layout|limb|band|torso"):
-            module.Layout(**{**good, **change})
+            extension.Layout(**{**good, **change})
