@@ -1,0 +1,96 @@
+"""Tile sizes of the kernels, from tables that ship with the package: nothing is tuned while a model runs.
+
+A table is a JSON file of the kernel's stem. Each entry names the case that it was chosen for and the tile:
+
+    kernel, mode, bytes (of an element), capability, channels, cells -> block_cells, block_channels, num_warps,
+    num_stages
+
+The nearest entry serves a call: of those with the call's kernel, mode and element size, the ones of the highest
+capability that is not above the device's (of the lowest there is, on an older device), and of these the one with
+the smallest |log2(channels / entry's)| + |log2(cells / entry's)|, the first of equals. A tile is then cut to the
+next power of two of the call's own cells and channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+TABLE = Path(__file__).with_name("pooling.json")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A tile of cells x channels and how it is run."""
+
+    cells: int
+    channels: int
+    num_warps: int
+    num_stages: int = 1
+
+
+@dataclass(frozen=True)
+class ShareBlocks:
+    """Of the kernel that counts pixels: cells of a row of the grid, and a tile of y x x pixels of the map."""
+
+    cells: int
+    y: int
+    x: int
+    num_warps: int
+    num_stages: int = 1
+
+
+@functools.lru_cache(maxsize=1)
+def entries() -> tuple[dict[str, Any], ...]:
+    """The table, read once."""
+    return tuple(json.loads(TABLE.read_text(encoding="utf-8"))["entries"])
+
+
+@functools.lru_cache(maxsize=1024)
+def choose(kernel: str, mode: str, dtype: torch.dtype, channels: int, cells: int, capability: int) -> Blocks:
+    """The tile of the nearest entry; see the top of this file for what nearest means."""
+    fitting = [e for e in entries() if (e["kernel"], e["mode"], e["bytes"]) == (kernel, mode, dtype.itemsize)]
+    if not fitting:
+        raise ValueError(f"{TABLE.name} has no entry for {kernel}, {mode}, {dtype}")
+    known = {e["capability"] for e in fitting}
+    newest = max((c for c in known if c <= capability), default=min(known))
+
+    def distance(entry: dict[str, Any]) -> float:
+        return abs(math.log2(channels / entry["channels"])) + abs(math.log2(cells / entry["cells"]))
+
+    entry = min((e for e in fitting if e["capability"] == newest), key=distance)
+    return Blocks(
+        cells=min(entry["block_cells"], triton.next_power_of_2(cells)),
+        channels=min(entry["block_channels"], triton.next_power_of_2(channels)),
+        num_warps=entry["num_warps"],
+        num_stages=entry["num_stages"],
+    )
+
+
+def share_blocks(height: int, width: int, map_height: int, map_width: int) -> ShareBlocks:
+    """A program counts up to 16 cells, and a thread loads 16 pixels: 2 KiB of map are 4 warps."""
+    cells = min(16, triton.next_power_of_2(width))
+    y = min(32, triton.next_power_of_2(triton.cdiv(map_height, height)))
+    x = min(128, max(16, triton.next_power_of_2(map_width)))
+    return ShareBlocks(cells=cells, y=y, x=x, num_warps=min(4, triton.next_power_of_2(triton.cdiv(x * y, 512))))
+
+
+def options(blocks: Blocks | ShareBlocks) -> dict[str, int | bool]:
+    """The launch options of a tile."""
+    # Fused multiply-adds are asked for by name: they only make sums more exact, and Triton's default is changing.
+    return {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages, "enable_fp_fusion": True}
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability of the current device times 10; 0 for what is no NVIDIA GPU, Triton's interpreter too."""
+    if device.type == "cpu":
+        return 0
+    arch = triton.runtime.driver.active.get_current_target().arch
+    return arch if isinstance(arch, int) else 0
