@@ -1,160 +1,154 @@
-// `regions` on the GPU, one thread a pixel, in three steps: binarize and find the mask's box; label by the
-// nearest limb; fill rectangles (the box layout alone). NOT YET RUN ON A GPU.
-#include <cuda_runtime.h>
-
-#include "../device/regions.h"
+// `regions` on the GPU: mask and keypoints -> region map. NOT YET RUN ON A GPU.
+//
+// 1. reset_boxes and survey: the mask's box of each person without a usable limb, for the bands. The blocks of the
+//    others return before they read the mask.
+// 2. For a layout of rectangles, survey once more: label, and take each region's box.
+// 3. label: binarize, label, fill, and write the map, once.
+// Binarizing and labelling again costs less than a map that is written, read and written again.
+//
+// Bytes at P pixels a person and a mask of M bytes: at least M read and P written; the kernels move just that, M once
+// more for a person without limbs, and once more for a layout of rectangles.
 #include "../regions.h"
 
-namespace {
+#include "launch.h"
+#include "regions_tile.cuh"
 
-using mgran::Box;
-using mgran::Joints;
-using mgran::Limb;
+namespace mgran::cuda {
 
-constexpr int kThreads = 256;
-constexpr int kBoxes = MGRAN_MAX_REGIONS + 2;  // boxes in a person's workspace: the mask's, then one a region
+constexpr int kResetThreads = 256;
+constexpr int kWarps = kRegionsThreads / 32;
 
-// Tables travel by value in the launch's parameters: nothing to copy, nothing to keep alive.
-struct Tables {
-  std::int32_t limbs[3 * MGRAN_MAX_LIMBS];
-  float weights[MGRAN_MAX_LIMBS];
-  std::int32_t bands[5 * MGRAN_MAX_LIMBS];
-};
-
-__device__ void grow(std::int32_t* box /* [4] */, int y, int x) {
-  atomicMin(box + 0, y);
-  atomicMax(box + 1, y + 1);
-  atomicMin(box + 2, x);
-  atomicMax(box + 3, x + 1);
+// Every box empty: growing it by min and max then needs no test.
+__global__ void __launch_bounds__(kResetThreads)
+    reset_boxes(std::int32_t* __restrict__ workspace, std::int64_t numbers, int height, int width) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kResetThreads + threadIdx.x;
+  if (i < numbers) workspace[i] = i % 4 == 0 ? height : i % 4 == 2 ? width : 0;
 }
 
-__device__ Box load_box(const std::int32_t* box /* [4] */) {
-  return box[1] ? Box{box[0], box[1], box[2], box[3]} : Box{0, 0, 0, 0};
-}
-
-__global__ void reset_boxes(std::int32_t* workspace, std::int64_t boxes, int height, int width) {
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= boxes) return;
-  workspace[4 * i + 0] = height;
-  workspace[4 * i + 1] = 0;
-  workspace[4 * i + 2] = width;
-  workspace[4 * i + 3] = 0;
-}
-
-__device__ double quantize(std::uint8_t v) { return v; }
-__device__ double quantize(float v) { return nearbyint(static_cast<double>(v) * mgran::kMaskSteps); }
-
-template <typename T>
-__global__ void binarize(MgranRegions args) {
-  const std::int64_t n = blockIdx.y;
-  const int pixel = blockIdx.x * kThreads + threadIdx.x;
-  if (pixel >= args.height * args.width) return;
-  const int y = pixel / args.width, x = pixel % args.width;
-  const T* mask = static_cast<const T*>(args.mask) + n * args.mask_height * args.mask_width;
-  double sum;
-  if (args.mask_height == args.height && args.mask_width == args.width) {
-    sum = quantize(mask[pixel]);
-  } else {
-    const mgran::Taps r = mgran::taps(y, args.mask_height, args.height);
-    const mgran::Taps c = mgran::taps(x, args.mask_width, args.width);
-    const T* upper = mask + static_cast<std::int64_t>(r.first) * args.mask_width;
-    const T* lower = mask + static_cast<std::int64_t>(r.second) * args.mask_width;
-    sum = (quantize(upper[c.first]) * r.low + quantize(lower[c.first]) * r.high) * c.low +
-          (quantize(upper[c.second]) * r.low + quantize(lower[c.second]) * r.high) * c.high;
+// The box of the pixels of one label in a run.
+__device__ __forceinline__ Box box_of_run(const RegionsPlan& plan, int first, int label,
+                                          const std::uint8_t* run /* [kRun] */) {
+  Box box{plan.height, 0, plan.width, 0};
+  int y = first / plan.width, x = first - y * plan.width;
+#pragma unroll 1
+  for (int k = 0; k < kRun; ++k) {
+    if (run[k] == label) {
+      box.top = min(box.top, y);
+      box.bottom = y + 1;
+      box.left = min(box.left, x);
+      box.right = max(box.right, x + 1);
+    }
+    if (++x == plan.width) x = 0, ++y;
   }
-  const bool foreground = sum >= args.limit;
-  args.map[n * args.height * args.width + pixel] = foreground;
-  if (foreground) grow(args.workspace + n * 4 * kBoxes, y, x);
+  return box;
 }
 
-__global__ void label(MgranRegions args, Tables tables) {
-  __shared__ Joints joints;
-  __shared__ Limb limbs[MGRAN_MAX_LIMBS];
-  __shared__ int limb_count;
-  args.layout.limbs = tables.limbs;
-  args.layout.weights = tables.weights;
-  args.layout.bands = tables.bands;
-  const std::int64_t n = blockIdx.y;
-  if (threadIdx.x == 0) {
-    joints = mgran::find_joints(args.keypoints + n * 51, args.height, args.width, args.keypoint_threshold);
-    limb_count = 0;
-    for (int i = 0; i < args.layout.limb_count; ++i)
-      limb_count += mgran::prepare_limb(joints, args.layout, i, limbs[limb_count]);
+__device__ __forceinline__ Box join_over_warp(Box box) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    box.top = min(box.top, __shfl_xor_sync(kWholeWarp, box.top, step));
+    box.bottom = max(box.bottom, __shfl_xor_sync(kWholeWarp, box.bottom, step));
+    box.left = min(box.left, __shfl_xor_sync(kWholeWarp, box.left, step));
+    box.right = max(box.right, __shfl_xor_sync(kWholeWarp, box.right, step));
+  }
+  return box;
+}
+
+// One block a tile. kRegions: the boxes of the regions; otherwise the mask's box of people without limbs.
+template <typename Mask, bool kRegions>
+__global__ void __launch_bounds__(kRegionsThreads) survey(const RegionsPlan plan) {
+  MGRAN_SHARED(Person, person, [1]);
+  MGRAN_SHARED(uint4, tile, [kRegionsTile / 16]);
+  MGRAN_SHARED(std::int32_t, boxes, [kWarps][MGRAN_MAX_REGIONS][4]);
+  std::uint8_t* labels = reinterpret_cast<std::uint8_t*>(tile);
+  const std::int64_t n = blockIdx.x / plan.tiles;
+  const int start = static_cast<int>(blockIdx.x % plan.tiles) * kRegionsTile;
+  const int count = min(plan.height * plan.width - start, kRegionsTile);
+  const int thread = threadIdx.x, warp = thread / 32;
+  prepare_person(plan, n, kRegions, false, person[0]);
+  if (!kRegions && person[0].limb_count > 0) return;  // the whole block
+  binarize<Mask>(plan, n, start, count, labels);
+  __syncthreads();
+  if (kRegions) label_tile(plan, person[0], start, count, false, labels);
+
+  // Each thread looks at its own run alone: no barrier.
+  const int groups = kRegions ? plan.regions : 1;
+  for (int label = 1; label <= groups; ++label) {
+    const Box own = box_of_run(plan, start + kRun * thread, label, labels + kRun * thread);
+    const Box box = join_over_warp(own);
+    if (thread % 32 == 0) {
+      std::int32_t* to = boxes[warp][label - 1];
+      to[0] = box.top;
+      to[1] = box.bottom;
+      to[2] = box.left;
+      to[3] = box.right;
+    }
   }
   __syncthreads();
-  const int pixel = blockIdx.x * kThreads + threadIdx.x;
-  if (pixel >= args.height * args.width) return;
-  std::uint8_t& out = args.map[n * args.height * args.width + pixel];
-  if (!out) return;
-  const int y = pixel / args.width, x = pixel % args.width;
-  std::int32_t* boxes = args.workspace + n * 4 * kBoxes;
-  std::int32_t group = 0;
-  if (limb_count == 0) {
-    group = mgran::band_of(args.layout, load_box(boxes), y, x);
+  if (thread >= 4 * groups) return;
+  const int group = thread / 4, side = thread % 4;
+  std::int32_t* to = plan.workspace + (n * kBoxes + (kRegions ? 2 + group : 0)) * 4 + side;
+  std::int32_t value = boxes[0][group][side];
+  if (side % 2 == 0) {
+    for (int w = 1; w < kWarps; ++w) value = min(value, boxes[w][group][side]);
+    if (value < (side == 0 ? plan.height : plan.width)) atomicMin(to, value);
   } else {
-    const float px = static_cast<float>(x) + 0.5f, py = static_cast<float>(y) + 0.5f;
-    float best = INFINITY;
-    if (args.layout.torso && mgran::has_torso(joints) && mgran::inside_torso(joints, px, py)) {
-      best = 0.0f;
-      group = args.layout.torso;
-    }
-    for (int i = 0; i < limb_count; ++i) {
-      const float d = mgran::limb_distance(limbs[i], px, py);
-      if (d < best) {
-        best = d;
-        group = limbs[i].group;
-      }
-    }
-  }
-  out = static_cast<std::uint8_t>(group);
-  if (args.layout.rectangles) grow(boxes + 4 * (1 + group), y, x);
-}
-
-__global__ void fill(MgranRegions args) {
-  const std::int64_t n = blockIdx.y;
-  const int pixel = blockIdx.x * kThreads + threadIdx.x;
-  if (pixel >= args.height * args.width) return;
-  std::uint8_t& out = args.map[n * args.height * args.width + pixel];
-  const int y = pixel / args.width, x = pixel % args.width;
-  for (int group = 1; !out && group <= args.layout.regions; ++group) {
-    const Box box = load_box(args.workspace + (n * kBoxes + 1 + group) * 4);
-    if (y >= box.top && y < box.bottom && x >= box.left && x < box.right) out = static_cast<std::uint8_t>(group);
+    for (int w = 1; w < kWarps; ++w) value = max(value, boxes[w][group][side]);
+    if (value > 0) atomicMax(to, value);
   }
 }
 
-}  // namespace
+// One block a tile.
+template <typename Mask>
+__global__ void __launch_bounds__(kRegionsThreads) label(const RegionsPlan plan) {
+  MGRAN_SHARED(Person, person, [1]);
+  MGRAN_SHARED(uint4, tile, [kRegionsTile / 16]);
+  std::uint8_t* labels = reinterpret_cast<std::uint8_t*>(tile);
+  const std::int64_t n = blockIdx.x / plan.tiles, pixels = plan.height * plan.width;
+  const int start = static_cast<int>(blockIdx.x % plan.tiles) * kRegionsTile;
+  const int count = min(plan.height * plan.width - start, kRegionsTile);
+  binarize<Mask>(plan, n, start, count, labels);
+  prepare_person(plan, n, true, plan.rectangles, person[0]);
+  label_tile(plan, person[0], start, count, plan.rectangles, labels);
+  __syncthreads();
+  store_bytes(plan.map + n * pixels + start, labels, count, threadIdx.x, kRegionsThreads);
+}
 
-extern "C" int mgran_regions_cuda(const MgranRegions* host, void* stream_) {
-  MgranRegions args = *host;
-  const std::int64_t pixels = static_cast<std::int64_t>(args.height) * args.width;
-  if (args.people == 0 || pixels == 0) return 0;
-  if (args.layout.band_count > MGRAN_MAX_LIMBS) return 2;
-  Tables tables{};
-  for (int i = 0; i < 3 * args.layout.limb_count; ++i) tables.limbs[i] = args.layout.limbs[i];
-  for (int i = 0; i < args.layout.limb_count; ++i) tables.weights[i] = args.layout.weights[i];
-  for (int i = 0; i < 5 * args.layout.band_count; ++i) tables.bands[i] = args.layout.bands[i];
+template <typename Mask>
+cudaError_t launch_survey_of(const RegionsPlan& plan, std::int64_t people, cudaStream_t stream) {
+  const std::int64_t numbers = people * 4 * kBoxes;
+  const dim3 tiles(static_cast<unsigned>(people * plan.tiles)), block(kRegionsThreads);
+  cudaError_t error = launch(reset_boxes, dim3(static_cast<unsigned>((numbers + kResetThreads - 1) / kResetThreads)),
+                             dim3(kResetThreads), 0, stream, plan.workspace, numbers, plan.height, plan.width);
+  if (error == cudaSuccess) error = launch(survey<Mask, false>, tiles, block, 0, stream, plan);
+  if (error == cudaSuccess && plan.rectangles) error = launch(survey<Mask, true>, tiles, block, 0, stream, plan);
+  return error;
+}
+
+cudaError_t launch_survey(const RegionsPlan& plan, std::int64_t people, bool mask_is_float, cudaStream_t stream) {
+  return mask_is_float ? launch_survey_of<float>(plan, people, stream)
+                       : launch_survey_of<std::uint8_t>(plan, people, stream);
+}
+
+}  // namespace mgran::cuda
+
+extern "C" int mgran_regions_cuda(const MgranRegions* args, void* stream_) {
+  using namespace mgran::cuda;
+  if (args->people == 0 || args->height == 0 || args->width == 0) return MGRAN_OK;
+  RegionsPlan all;
+  if (!make_plan(*args, all)) return MGRAN_UNSUPPORTED;
   const auto stream = static_cast<cudaStream_t>(stream_);
-  const auto blocks = static_cast<unsigned>((pixels + kThreads - 1) / kThreads);
-  // gridDim.y ends at 65535: more people go in several launches.
-  constexpr std::int64_t kMost = 65535;
-  for (std::int64_t first = 0; first < host->people; first += kMost) {
-    args.people = host->people - first < kMost ? host->people - first : kMost;
-    const std::int64_t mask_bytes = static_cast<std::int64_t>(args.mask_height) * args.mask_width *
-                                    (args.mask_is_float ? sizeof(float) : sizeof(std::uint8_t));
-    args.mask = static_cast<const char*>(host->mask) + first * mask_bytes;
-    args.keypoints = host->keypoints + first * 51;
-    args.map = host->map + first * pixels;
-    args.workspace = host->workspace + first * 4 * kBoxes;
-    const dim3 grid(blocks, static_cast<unsigned>(args.people));
-    const std::int64_t boxes = args.people * kBoxes;
-    reset_boxes<<<static_cast<unsigned>((boxes + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-        args.workspace, boxes, args.height, args.width);
-    if (args.mask_is_float)
-      binarize<float><<<grid, kThreads, 0, stream>>>(args);
-    else
-      binarize<std::uint8_t><<<grid, kThreads, 0, stream>>>(args);
-    label<<<grid, kThreads, 0, stream>>>(args, tables);
-    if (args.layout.rectangles) fill<<<grid, kThreads, 0, stream>>>(args);
+  const bool is_float = args->mask_is_float;
+  const std::int64_t most = kMostBlocks / all.tiles;
+  for (std::int64_t first = 0; first < args->people; first += most) {
+    const std::int64_t people = args->people - first < most ? args->people - first : most;
+    const RegionsPlan plan = from_person(all, first, is_float);
+    const dim3 tiles(static_cast<unsigned>(people * plan.tiles)), block(kRegionsThreads);
+    cudaError_t error = launch_survey(plan, people, is_float, stream);
+    if (error == cudaSuccess)
+      error = is_float ? mgran::launch(label<float>, tiles, block, 0, stream, plan)
+                       : mgran::launch(label<std::uint8_t>, tiles, block, 0, stream, plan);
+    if (error != cudaSuccess) return status(error);
   }
-  return cudaGetLastError() == cudaSuccess ? 0 : 3;
+  return MGRAN_OK;
 }
