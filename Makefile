@@ -12,7 +12,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python3.10 p
 	"$$p" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 \
 	&& { echo $$p; break; }; done)
 
-.PHONY: help demo test lint format bench package ci clean
+LADDER := tests/ladder
+RUNGS := torch emulate sanitize cpu fuzz interpret gate simulate gpu
+
+.PHONY: help demo test lint format bench package ci clean ladder $(RUNGS)
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /: /'
@@ -34,8 +37,38 @@ format: $(INSTALLED) ## write the code as lint wants it
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
 
-bench: $(INSTALLED) ## time the ops against their references
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+bench: $(INSTALLED) ## race the ops against the best that other libraries do
+	$(BIN)/python -m pytest benchmarks -q
+
+ladder: $(RUNGS) ## all checks of the kernels beyond the tests
+
+torch: $(INSTALLED) ## the ops as torch sees them: are injected bugs caught
+	$(BIN)/python $(LADDER)/torch_ops.py
+
+emulate: $(INSTALLED) ## the CUDA kernels on the emulator
+	$(BIN)/python $(LADDER)/emulate.py plain
+
+sanitize: $(INSTALLED) ## the CUDA kernels on the emulator, under sanitizers
+	$(BIN)/python $(LADDER)/emulate.py sanitize
+
+cpu: $(INSTALLED) ## the CPU kernels under sanitizers
+	$(BIN)/python $(LADDER)/emulate.py cpu
+
+fuzz: $(INSTALLED) ## any arguments at all, under AddressSanitizer
+	$(BIN)/python $(LADDER)/fuzz.py
+
+interpret: $(INSTALLED) ## the Triton kernels in Triton's interpreter
+	$(BIN)/python $(LADDER)/interpret.py
+
+gate: $(INSTALLED) ## registers, spills and machine code of the GPU kernels, and their table
+	$(BIN)/python $(LADDER)/compile.py
+	$(BIN)/python $(LADDER)/table.py --check
+
+simulate: $(INSTALLED) ## the GPU kernels' PTX in the simulator
+	$(BIN)/python $(LADDER)/simulate.py
+
+gpu: $(INSTALLED) ## on a CUDA device: the tests, compute-sanitizer, timings
+	$(BIN)/python $(LADDER)/gpu.py
 
 package: $(INSTALLED) ## build a wheel with and without CUDA, install each aside, import it
 	@for cuda in OFF AUTO; do \
@@ -46,10 +79,11 @@ package: $(INSTALLED) ## build a wheel with and without CUDA, install each aside
 	  $(BIN)/python -I tests/packaging/check_wheel.py build/check/site $$cuda || exit 1; \
 	done
 
-ci: ## what .ci/run runs: lint, package, test
-	@$(MAKE) lint
-	@$(MAKE) package
-	@$(MAKE) test
+ci: ## what .ci/run runs: lint, package, test, and every rung of the ladder
+	@for step in lint package test $(RUNGS); do \
+	  echo "== make $$step"; start=$$(date +%s); $(MAKE) $$step || exit 1; \
+	  echo "== $$step took $$(( $$(date +%s) - start )) s"; \
+	done
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

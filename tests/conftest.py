@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,20 +14,6 @@ from hypothesis import settings
 # for the processes that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def _use_extension(path: str) -> None:
-    """Let this file be mgran_fast._C: an extension built with a sanitizer in place of the installed one."""
-    spec = importlib.util.spec_from_file_location("mgran_fast._C", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mgran_fast._C"] = module
-    spec.loader.exec_module(module)
-
-
-if os.environ.get("MGRAN_TEST_EXTENSION"):
-    _use_extension(os.environ["MGRAN_TEST_EXTENSION"])
 
 # The same examples in every run and on every machine; a busy one may take its time.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)

@@ -178,6 +178,22 @@ def test_gradient(mode: str, grid: tuple[int, int], size: tuple[int, int]) -> No
     assert torch.autograd.gradcheck(lambda x: ops.pooling(x, region_map, region, mode), (features,))
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize(("mode", "power"), [("mean", 3.0), ("max", 3.0), ("gem", 3.0), ("gem", 1.5)])
+def test_the_written_gradient_is_autograds(dtype: torch.dtype, mode: str, power: float) -> None:
+    # Rounded to quarters, so that a maximum is shared by several cells.
+    features, region_map, region = batch(3, 4, (5, 3), (13, 11))
+    features = ((features * 4).round() / 4).to(dtype)
+    region_map[1] = 0
+    grad = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    got = reference.backward(grad, features, region_map, region, mode, power)
+    x = features.double().requires_grad_()
+    reference.pooling(x, region_map, region, mode, power).backward(grad.double())
+    assert x.grad is not None
+    assert got.dtype == dtype
+    assert close(got, x.grad.numpy(), TOLERANCES[dtype])
+
+
 @pytest.mark.parametrize("power", [1.0, 2.5, 30.0])
 def test_gem_powers(power: float) -> None:
     features, region_map, region = batch(2, 4, (5, 3), (13, 11))

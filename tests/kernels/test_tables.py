@@ -1,0 +1,102 @@
+"""The tables of tile sizes: complete, sane, and the nearest entry is the one that the rule names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from mgran_fast.kernels import tables, tune
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def entry(capability: int, channels: int, cells: int, block_cells: int) -> dict[str, object]:
+    tile = {"block_cells": block_cells, "block_channels": 128, "num_warps": 4, "num_stages": 2}
+    case = {"kernel": "forward", "mode": "mean", "bytes": 2, "capability": capability}
+    return {**case, "channels": channels, "cells": cells, **tile}
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    file = tmp_path / "pooling.json"
+    found = [entry(80, 2048, 128, 1), entry(80, 256, 128, 2), entry(80, 2048, 32, 4), entry(90, 512, 512, 8)]
+    file.write_text(json.dumps({"entries": found}))
+    monkeypatch.setattr(tables, "TABLE", file)
+    tables.entries.cache_clear()
+    tables.choose.cache_clear()
+    yield
+    tables.entries.cache_clear()
+    tables.choose.cache_clear()
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("channels", "cells", "capability", "want"),
+    [
+        (2048, 128, 80, 1),
+        (1024, 128, 80, 1),
+        (512, 128, 80, 2),
+        (2048, 60, 80, 4),
+        (2048, 64, 80, 1),  # as near to both, the first wins
+        (2048, 128, 89, 1),
+        (2048, 128, 90, 8),  # the device's generation goes before the size
+        (2048, 128, 120, 8),
+        (2048, 128, 75, 1),  # older than all: the oldest
+        (2048, 128, 0, 1),
+    ],
+)
+def test_nearest(channels: int, cells: int, capability: int, want: int) -> None:
+    blocks = tables.choose("forward", "mean", torch.bfloat16, channels, cells, capability)
+    assert blocks == tables.Blocks(cells=want, channels=128, num_warps=4, num_stages=2)
+
+
+@pytest.mark.usefixtures("table")
+def test_a_tile_is_cut_to_the_call() -> None:
+    assert tables.choose("forward", "mean", torch.float16, 70, 3, 90) == tables.Blocks(4, 128, 4, 2)
+    assert tables.choose("forward", "mean", torch.float16, 20, 1, 90) == tables.Blocks(1, 32, 4, 2)
+
+
+@pytest.mark.usefixtures("table")
+def test_no_entry_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"pooling.json has no entry for forward, mean, torch.float32"):
+        tables.choose("forward", "mean", torch.float32, 70, 3, 90)
+
+
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+@pytest.mark.parametrize("mode", ["mean", "max", "gem"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_shipped_table_serves_every_call(kernel: str, mode: str, dtype: torch.dtype) -> None:
+    for channels, cells, capability in ((2048, 128, 90), (1, 1, 75), (70, 56 * 56, 120), (64, 3, 0)):
+        blocks = tables.choose(kernel, mode, dtype, channels, cells, capability)
+        for size in (blocks.cells, blocks.channels, blocks.num_warps):
+            assert size >= 1
+            assert size & (size - 1) == 0
+
+
+def test_the_shipped_table_says_how_it_was_made() -> None:
+    assert "not yet been tuned on a GPU" in json.loads(tables.TABLE.read_text())["about"]
+    cases = [tuple(e[key] for key in list(e)[:6]) for e in tables.entries()]
+    assert len(cases) == len(set(cases))
+
+
+def test_a_tile_of_the_map_covers_16_pixels_a_thread() -> None:
+    assert tables.share_blocks(16, 8, 256, 128) == tables.ShareBlocks(cells=8, y=16, x=128, num_warps=4)
+    assert tables.share_blocks(1, 1, 7, 3) == tables.ShareBlocks(cells=1, y=8, x=16, num_warps=1)
+
+
+def test_a_measured_entry_replaces_its_case_alone() -> None:
+    old = [entry(80, 2048, 128, 1), entry(80, 256, 128, 2)]
+    new = [entry(80, 256, 128, 4), entry(90, 256, 128, 8)]
+    assert tune.merge(old, new) == [old[0], new[0], new[1]]
+
+
+def test_tiles_to_try_are_tiles() -> None:
+    assert len(set(tune.TILES)) == len(tune.TILES) > 20
+    # Features of a thread: from one load of 16 bytes to what still fits the registers.
+    assert all(4 <= tile.cells * tile.channels / (32 * tile.num_warps) <= 64 for tile in tune.TILES)

@@ -1,0 +1,60 @@
+"""Rung "fuzz": ``python tests/ladder/fuzz.py``: the ops' boundary under AddressSanitizer.
+
+tests/ops/test_fuzz.py runs with an extension that is built with AddressSanitizer and UndefinedBehaviorSanitizer.
+Then bugs are injected: the sanitizer must end the process on each.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import build
+from extension import runtimes
+from mutations import Mutation, for_rung
+from package import package, run_tests
+
+TESTS = ("tests/ops/test_fuzz.py",)
+
+
+def run(mutation: Mutation | None) -> tuple[bool, bool, str]:
+    """Whether the tests pass, whether a sanitizer spoke, and the words."""
+    environment = {
+        "LD_PRELOAD": " ".join(str(path) for path in runtimes()),
+        # Python frees nothing at its end, and torch's own allocations are its business.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        done = run_tests(package(Path(scratch) / "tree", mutation, "asan"), TESTS, environment)
+    text = done.stdout + done.stderr
+    words = re.search(r"(ERROR: AddressSanitizer: [^\n(]*|\S+ runtime error: [^\n]*)", text)
+    if words:
+        place = re.search(r"#\d+ \S+ in ([^\n]*?csrc/\S+)", text)
+        return False, True, words[1].strip() + (f" in {place[1]}" if place else "")
+    last = (done.stdout.strip().splitlines() or [done.stderr[-500:]])[-1]
+    return done.returncode == 0, False, last
+
+
+def main() -> int:
+    start = time.monotonic()
+    mutations = list(for_rung("fuzz"))
+    with ThreadPoolExecutor(build.JOBS) as pool:
+        (good, _, words), *found = pool.map(run, [None, *mutations])
+    print(f"the sources as they are: {words}", flush=True)
+    good = good and bool(mutations)
+    for mutation, (_, spoke, words) in zip(mutations, found, strict=True):
+        # A wrong answer is another rung's business: here the sanitizer must speak.
+        print(f"{'caught' if spoke else 'MISSED'} {mutation.name}: {words}", flush=True)
+        good = good and spoke
+    print(f"rung fuzz: {'passed' if good else 'FAILED'} in {time.monotonic() - start:.0f} s")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

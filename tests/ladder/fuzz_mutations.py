@@ -1,0 +1,31 @@
+"""Injected bugs of the CPU kernels that only strange arguments show, for the rung "fuzz"."""
+
+from __future__ import annotations
+
+from mutations import Mutation
+
+_RUNG = ("fuzz",)
+
+FUZZ_MUTATIONS = (
+    Mutation(
+        "crops-frame-read-past-its-end",
+        "csrc/cpu/crops.cpp",
+        "  columns.end = std::min(most + 2, args.frame_width);\n",
+        "  columns.end = most + 2;\n",
+        _RUNG,
+    ),
+    Mutation(
+        "crops-float-too-large-for-an-integer",
+        "csrc/device/crops.h",
+        "  position = position < -2.0 ? -2.0 : position > end ? end : position;\n",
+        "  position = position < -2.0 ? -2.0 : position;\n",
+        _RUNG,
+    ),
+    Mutation(
+        "align-keypoints-of-another-person",
+        "csrc/cpu/align.cpp",
+        "  regions.keypoints += n * 51;\n",
+        "  regions.keypoints += n * 510;\n",
+        _RUNG,
+    ),
+)

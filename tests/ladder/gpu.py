@@ -1,0 +1,128 @@
+"""Rung "gpu": ``python tests/ladder/gpu.py``: everything that needs a CUDA device, in one command.
+
+1. ``pytest -m gpu``: the tests of the ops on the device, by their kernels;
+2. the same under compute-sanitizer: memcheck, racecheck, initcheck, synccheck;
+3. timings of each kernel against the floor that docs/kernels.md computes, written to a JSON file.
+
+Without a CUDA device it says so and ends well. NOT YET RUN ON A GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+PEOPLE, SIZE, CHANNELS, GRID = 64, (256, 128), 2048, (16, 8)
+TESTS = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:xdist", "tests/ops"]
+
+
+def run_tests(prefix: list[str], *more: str) -> bool:
+    environment = {**os.environ, "MGRAN_EXPECT_NATIVE": "1"}
+    return subprocess.run([*prefix, *TESTS, *more], cwd=ROOT, env=environment, check=False).returncode == 0
+
+
+def sanitize() -> bool:
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        print("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit")
+        return False
+    passed = True
+    for tool in TOOLS:
+        print(f"compute-sanitizer --tool {tool}", flush=True)
+        # Freed memory must be seen: torch's caching allocator would hide it.
+        os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+        passed &= run_tests([program, "--tool", tool, "--error-exitcode", "1", "--target-processes", "all"], "-x")
+    os.environ.pop("PYTORCH_NO_CUDA_MEMORY_CACHING", None)
+    return passed
+
+
+def microseconds(call: Callable[[], object], rounds: int = 50) -> dict[str, float]:
+    """Median and quantiles of one call on the device, by events, the L2 cache flushed before each."""
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    times = []
+    for turn in range(rounds + 5):
+        flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        if turn >= 5:
+            times.append(1e3 * start.elapsed_time(end))
+    times.sort()
+    return {"median": times[len(times) // 2], "10 %": times[len(times) // 10], "90 %": times[9 * len(times) // 10]}
+
+
+def timings() -> dict[str, dict[str, float]]:
+    from mgran_fast import ops
+
+    generator = torch.Generator(device="cuda").manual_seed(0)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator, device="cuda")
+
+    extent = torch.tensor([float(SIZE[1]), float(SIZE[0]), 1.0], device="cuda")
+    crops = (rand(PEOPLE, *SIZE, 3) * 255).to(torch.uint8)
+    mask, keypoints = rand(PEOPLE, *SIZE), rand(PEOPLE, 17, 3) * extent
+    frame = (rand(1080, 1920, 3) * 255).to(torch.uint8)
+    corner = rand(PEOPLE, 2) * torch.tensor([1780.0, 660.0], device="cuda")
+    boxes = torch.cat([corner, corner + torch.tensor([100.0, 300.0], device="cuda")], 1)
+    map_ = ops.regions(mask, keypoints, SIZE)
+    region = torch.arange(4, device="cuda").repeat(PEOPLE)
+    found = {
+        "crops": microseconds(lambda: ops.crops(frame, boxes, SIZE)),
+        "regions": microseconds(lambda: ops.regions(mask, keypoints, SIZE)),
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        found[f"inputs, {name}"] = microseconds(lambda dtype=dtype: ops.inputs(crops, map_, dtype=dtype))
+        found[f"align, {name}"] = microseconds(
+            lambda dtype=dtype: ops.align(crops, mask, keypoints, dtype=dtype, region_map=False)
+        )
+        features = rand(4 * PEOPLE, CHANNELS, *GRID).to(dtype).to(memory_format=torch.channels_last)
+        for mode in ops.POOLING_MODES:
+            found[f"pooling, {mode}, {name}"] = microseconds(
+                lambda features=features, mode=mode: ops.pooling(features, map_, region, mode)
+            )
+            x = features.clone().requires_grad_()
+            pooled = ops.pooling(x, map_, region, mode)
+            grad = torch.rand_like(pooled)
+            found[f"pooling backward, {mode}, {name}"] = microseconds(
+                lambda pooled=pooled, x=x, grad=grad: torch.autograd.grad(pooled, x, grad, retain_graph=True)
+            )
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", type=Path, default=Path("gpu.json"), help="where the timings go")
+    words = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("rung gpu: skipped, there is no CUDA device")
+        return 0
+    start = time.monotonic()
+    passed = run_tests([]) and sanitize()
+    found = timings()
+    record = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "microseconds": found}
+    words.record.write_text(json.dumps(record, indent=1) + "\n")
+    for name, times in found.items():
+        print(f"{name:40} {times['median']:9.1f} us ({times['10 %']:.1f} to {times['90 %']:.1f})")
+    print(
+        f"rung gpu: {'passed' if passed else 'FAILED'} in {time.monotonic() - start:.0f} s; timings in {words.record}"
+    )
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""Rung f for Triton: compiles the kernels exactly as the package launches them, for every GPU, on none.
+
+    python tests/ladder/triton_gate.py            all architectures, then the injected bugs
+    python tests/ladder/triton_gate.py 80 90      these architectures alone, without the bugs
+
+The package's own functions run on meta tensors under a driver that only names an architecture. So each kernel is
+compiled with the tile, the alignments and the constants of a real launch, and nothing is executed. From the machine
+code come registers, spills, shared memory and the widths of the memory accesses. Not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+import cubin
+import occupancy
+from cubin import GateError
+from mgran_fast.kernels import tables
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# A training batch of ResNet-50 without its last stride: 4 inputs of 32 people, crops of 256 x 128.
+PEOPLE, INPUTS, CHANNELS, GRID, CROP = 32, 4, 2048, (16, 8), (256, 128)
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# With fewer warps, too few loads are in flight to fill the memory's bandwidth. The map, which ``share`` reads, is a
+# few percent of the bytes.
+LEAST_OCCUPANCY = {"share": 1 / 3, "pool": 1 / 2, "spread": 1 / 2}
+# Of 4 or 8 bytes and less: the shares, the region, the gradient of a row. More means features or pixels.
+MOST_NARROW_LOADS = 20
+
+
+class NoDevice:
+    """A Triton driver that knows its target and nothing else."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        # Triton keeps compiled kernels by device: each architecture must be a device of its own.
+        return self.arch
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+@contextlib.contextmanager
+def dry_launches(arch: int) -> Iterator[list[tuple[tuple[int, ...], Any]]]:
+    """While open, a launch compiles for sm_``arch`` and appends (grid, compiled kernel) to the list it yields."""
+    launches: list[tuple[tuple[int, ...], Any]] = []
+    run: Callable[..., Any] = JITFunction.run
+
+    def dry(self: Any, *arguments: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        launches.append((grid, kernel))
+        return kernel
+
+    active = driver._active  # reset_active() would look for a GPU
+    driver.set_active(NoDevice(arch))
+    JITFunction.run = dry
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+        driver._active = active
+
+
+def load(tree: Path = ROOT) -> ModuleType:
+    """The kernels' module of a source tree, which may have a bug in."""
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        raise GateError("TRITON_INTERPRET is set: nothing would be compiled")
+    path = tree / "kernels" / "pooling.py"
+    spec = importlib.util.spec_from_file_location(f"gated_{abs(hash(path))}", path)
+    if spec is None or spec.loader is None:
+        raise GateError(f"{path} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    # The table of this tree, in place of the installed one's.
+    tables.TABLE = tree / "kernels" / "pooling.json"
+    tables.entries.cache_clear()
+    tables.choose.cache_clear()
+    return module
+
+
+def figures(kernel: Any, grid: tuple[int, ...], arch: int, dtype: str, mode: str) -> dict[str, Any]:
+    """What became of one kernel, in the units of the compile gate's table."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(kernel.asm["cubin"])
+        (usage,) = cubin.parse_usage(cubin.dump("-res-usage", file), arch).values()
+        (instructions,) = cubin.parse_sass(cubin.dump("-sass", file)).values()
+    counts = cubin.count_accesses(instructions)
+    return {
+        "kernel": kernel.metadata.name.removeprefix("_"),
+        "arch": arch,
+        "dtype": dtype,
+        "mode": mode,
+        "registers": usage["registers"],
+        "stack": usage["stack"],
+        "spill_accesses": counts["local"],
+        "shared_bytes": kernel.metadata.shared,  # Triton's shared memory is dynamic: no cubin tells it
+        "threads": 32 * kernel.metadata.num_warps,
+        "ld128": counts["loads128"],
+        "st128": counts["stores128"],
+        "ld_narrow": sum(n for name, n in instructions.items() if name.startswith("LDG")) - counts["loads128"],
+        "red": counts["red"],
+        "atom": counts["atom"],
+        "grid": list(grid),
+    }
+
+
+def kernels(
+    architectures: tuple[int, ...] = ARCHITECTURES,
+    dtypes: tuple[str, ...] = tuple(DTYPES),
+    modes: tuple[str, ...] = ("mean", "max", "gem"),
+    module: ModuleType | None = None,
+) -> list[dict[str, Any]]:
+    """The figures of every kernel, forward and backward; the kernel of the shares has neither dtype nor mode."""
+    module = module or load()
+    meta = torch.device("meta")
+    region_map = torch.empty((PEOPLE, *CROP), dtype=torch.uint8, device=meta)
+    region = torch.empty(PEOPLE * INPUTS, dtype=torch.int64, device=meta)
+    result: list[dict[str, Any]] = []
+    for arch in architectures:
+        with dry_launches(arch) as launches:
+            module.shares(region_map, region, *GRID)
+            (grid, kernel) = launches[-1]
+            result.append(figures(kernel, grid, arch, "", ""))
+            for dtype in dtypes:
+                features = torch.empty((PEOPLE * INPUTS, CHANNELS, *GRID), dtype=DTYPES[dtype], device=meta)
+                features = features.to(memory_format=torch.channels_last)
+                for mode in modes:
+                    launches.clear()
+                    out = module.forward(features, region_map, region, mode, 3.0)
+                    module.backward(torch.empty_like(out), features, region_map, region, out, mode, 3.0)
+                    # Forward and backward each start with the shares.
+                    result += [figures(kernel, grid, arch, dtype, mode) for grid, kernel in launches[1::2]]
+    return result
+
+
+def odd_faults(arch: int, module: ModuleType) -> list[str]:
+    """Spills of sizes that give other code: 1, which Triton makes a constant, and what 16 does not divide."""
+    meta, found = torch.device("meta"), []
+    for rows, channels, grid, crop in ((1, 1, (1, 1), (1, 1)), (6, 70, (5, 3), (13, 11))):
+        region_map = torch.empty((1, *crop), dtype=torch.uint8, device=meta)
+        region = torch.empty(rows, dtype=torch.int64, device=meta)
+        for dtype, mode in itertools.product(("float32", "bfloat16"), module.MODES):
+            features = torch.empty((rows, channels, *grid), dtype=DTYPES[dtype], device=meta)
+            features = features.to(memory_format=torch.channels_last)
+            with dry_launches(arch) as launches:
+                out = module.forward(features, region_map, region, mode, 3.0)
+                module.backward(torch.empty_like(out), features, region_map, region, out, mode, 3.0)
+            for launched, kernel in launches[1:]:  # the shares of the backward are those of the forward
+                entry = figures(kernel, launched, arch, dtype, mode)
+                if entry["stack"] or entry["spill_accesses"]:
+                    found.append(f"{name_of(entry)}, {channels} channels: spills")
+    return found
+
+
+def wide_accesses(entry: dict[str, Any]) -> tuple[int, int]:
+    """16-byte loads and stores that a kernel needs if every feature, or pixel, is moved in them."""
+    if entry["kernel"] == "share":
+        return 1, 0
+    kernel = "forward" if entry["kernel"] == "pool" else "backward"
+    mode, dtype = entry["mode"], DTYPES[entry["dtype"]]
+    blocks = tables.choose(kernel, mode, dtype, CHANNELS, GRID[0] * GRID[1], entry["arch"])
+    tile = blocks.cells * blocks.channels * dtype.itemsize // (16 * entry["threads"])
+    if kernel == "forward":
+        return tile * (2 if mode == "gem" else 1), 0
+    # The gradient of the mean needs no features; gem's of float32 needs no sum over them.
+    passes = 0 if mode == "mean" else 1 if mode == "gem" and dtype == torch.float32 else 2
+    return tile * passes, tile
+
+
+def faults(entry: dict[str, Any]) -> list[str]:
+    """What is wrong with a kernel's figures; empty when nothing is."""
+    device = occupancy.BY_ARCH[entry["arch"]]
+    found = []
+    if entry["stack"] or entry["spill_accesses"]:
+        found.append(f"spills: {entry['stack']} bytes of stack, {entry['spill_accesses']} local accesses")
+    if entry["red"] or entry["atom"]:
+        found.append("has atomics")
+    if entry["shared_bytes"] > device.shared_block:
+        found.append(f"{entry['shared_bytes']} bytes of shared memory, {device.name} has {device.shared_block}")
+    loads, stores = wide_accesses(entry)
+    # Exactly, and few narrow ones: where features are loaded narrowly, the shares may be loaded widely instead.
+    if (entry["ld128"], entry["st128"]) != (loads, stores):
+        found.append(f"{entry['ld128']} wide loads and {entry['st128']} wide stores, not {loads} and {stores}")
+    if entry["ld_narrow"] > MOST_NARROW_LOADS:
+        found.append(f"{entry['ld_narrow']} narrow loads")
+    held = occupancy.resident(device, entry["threads"], entry["registers"], entry["shared_bytes"])
+    if not held.occupancy >= LEAST_OCCUPANCY[entry["kernel"]]:
+        found.append(f"occupancy {held.occupancy:.0%} of {device.name}, limited by {held.limit}")
+    return found
+
+
+def name_of(entry: dict[str, Any]) -> str:
+    return " ".join(str(entry[key]) for key in ("kernel", "mode", "dtype") if entry[key]) + f" sm_{entry['arch']}"
+
+
+def gate(entries: list[dict[str, Any]]) -> list[str]:
+    """Every fault of every kernel."""
+    return [f"{name_of(entry)}: {fault}" for entry in entries for fault in faults(entry)]
+
+
+def check_mutations() -> bool:
+    """Whether each injected bug of the rung ``triton`` is caught."""
+    import mutations
+
+    caught = True
+    for mutation in mutations.for_rung("triton"):
+        with tempfile.TemporaryDirectory() as folder:
+            tree = mutations.mutated_tree(mutation, Path(folder) / "tree")
+            try:
+                found = gate(kernels((80, 90), ("float32", "bfloat16"), ("mean", "gem"), load(tree)))
+            except Exception as error:  # a kernel that no longer compiles is caught as well
+                found = [f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"]
+        print(f"caught {mutation.name}: {found[0]}" if found else f"MISSED {mutation.name}", flush=True)
+        caught &= bool(found)
+    return caught
+
+
+def main(words: list[str]) -> int:
+    architectures = tuple(int(word) for word in words) or ARCHITECTURES
+    entries = kernels(architectures)
+    print(f"Triton {triton.__version__}, [{PEOPLE * INPUTS}, {CHANNELS}, {GRID[0]}, {GRID[1]}]")
+    for entry in entries:
+        held = occupancy.resident(
+            occupancy.BY_ARCH[entry["arch"]], entry["threads"], entry["registers"], entry["shared_bytes"]
+        )
+        print(
+            f"{name_of(entry):32} registers {entry['registers']:3} threads {entry['threads']:3} "
+            f"shared {entry['shared_bytes']:5} occupancy {held.occupancy:4.0%} "
+            f"ld128 {entry['ld128']:2} st128 {entry['st128']:2} narrow {entry['ld_narrow']:2} grid {entry['grid']}"
+        )
+    found = gate(entries) + odd_faults(architectures[0], load())
+    for fault in found:
+        print(f"FAILED {fault}")
+    passed = not found and (bool(words) or check_mutations())
+    print(f"{len(entries)} kernels, {len(found)} faults")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
