@@ -17,9 +17,9 @@ import contextlib
 import torch
 import triton
 import triton.language as tl
+
 from mgran_fast.kernels import tables
 from mgran_fast.kernels.tables import Blocks
-
 from mgran_fast.reference.pooling import GEM_SMALLEST
 
 MODES = ("mean", "max", "gem")

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from triton.testing import do_bench
+
 from mgran_fast.kernels import pooling, tables
 from mgran_fast.kernels.tables import Blocks
-from triton.testing import do_bench
 
 # Inputs of 32 people, and the feature maps of crops of 256 x 128 at the strides 16 and 32.
 PEOPLE, INPUTS, CROP = 32, 4, (256, 128)
