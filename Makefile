@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN := runs/demo
-SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+SOURCES := $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # The first interpreter on the PATH that the package supports; override with PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python3.10 python; do \
@@ -39,6 +39,7 @@ format: $(INSTALLED) ## write the code as lint wants it
 
 bench: $(INSTALLED) ## race the ops against the best that other libraries do
 	$(BIN)/python -m pytest benchmarks -q
+	$(BIN)/python -m pytest benchmarks -q --memory kept -k "inputs or align or pooling"
 
 ladder: $(RUNGS) ## all checks of the kernels beyond the tests
 
@@ -62,6 +63,7 @@ interpret: $(INSTALLED) ## the Triton kernels in Triton's interpreter
 
 gate: $(INSTALLED) ## registers, spills and machine code of the GPU kernels, and their table
 	$(BIN)/python $(LADDER)/compile.py
+	$(BIN)/python $(LADDER)/triton_gate.py bugs
 	$(BIN)/python $(LADDER)/table.py --check
 
 simulate: $(INSTALLED) ## the GPU kernels' PTX in the simulator

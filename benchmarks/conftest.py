@@ -44,11 +44,15 @@ BOARD = pytest.StashKey[Board]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", metavar="FILE", help="write the benchmarks' figures to a JSON file")
+    parser.addoption("--memory", choices=["new", "kept"], default="new", help="what results are written to")
     parser.addoption("--seconds", type=float, default=4.0, help="how long each race goes on (default 4)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[BOARD] = Board()
+    # For the whole process: what was freed once cannot be made new again.
+    if config.getoption("--memory") == "kept" and not paired.keep_freed_memory():
+        raise pytest.UsageError("--memory kept: this C library has no mallopt")
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
@@ -57,6 +61,17 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def memory(request: pytest.FixtureRequest) -> str:
+    """Where the contestants' results go, all alike: "new memory" or "kept memory" (the option ``--memory``).
+
+    The C library gives large blocks back to the system at once, so that the next one is new memory, which the system
+    clears page by page: for a kernel that only writes, most of its time. Kept: the C library is told to keep what is
+    freed, as jemalloc, tcmalloc and GPUs' caching allocators do.
+    """
+    return f"{request.config.getoption('--memory')} memory"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
@@ -67,3 +68,13 @@ def race(
 def ratio(peer: Timing, ours: Timing) -> float:
     """How many times longer the peer takes: the median over the rounds of peer / ours in the same round."""
     return statistics.median(p / o for p, o in zip(peer.rounds, ours.rounds, strict=True))
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed blocks of any size for the next call; False where the C library is another one."""
+    most_mapped, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    try:
+        library = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return False
+    return bool(library.mallopt(most_mapped, 0)) and bool(library.mallopt(trim_threshold, 2**31 - 1))

@@ -63,10 +63,10 @@ READ = "read: sum|read: maximum|read: integers"
 
 @DTYPES
 @MODES
-def test_forward(compare: Callable[..., None], dtype: torch.dtype, mode: str) -> None:
+def test_forward(compare: Callable[..., None], memory: str, dtype: torch.dtype, mode: str) -> None:
     features, map_, region = batch(dtype)
     compare(
-        f"pooling, forward, {mode}, {PEOPLE * INPUTS} rows, {str(dtype).removeprefix('torch.')}",
+        f"pooling, forward, {mode}, {PEOPLE * INPUTS} rows, {str(dtype).removeprefix('torch.')}, {memory}",
         {
             "ours": lambda: ops.pooling(features, map_, region, mode),
             "plain torch": lambda: reference.pooling(features, map_, region, mode, 3.0),
@@ -81,7 +81,7 @@ def test_forward(compare: Callable[..., None], dtype: torch.dtype, mode: str) ->
 
 @DTYPES
 @MODES
-def test_backward(compare: Callable[..., None], dtype: torch.dtype, mode: str) -> None:
+def test_backward(compare: Callable[..., None], memory: str, dtype: torch.dtype, mode: str) -> None:
     features, map_, region = batch(dtype)
     features.requires_grad_()
     pooled = {
@@ -97,13 +97,39 @@ def test_backward(compare: Callable[..., None], dtype: torch.dtype, mode: str) -
 
     target = torch.empty_like(features.detach())
     compare(
-        f"pooling, backward, {mode}, {PEOPLE * INPUTS} rows, {str(dtype).removeprefix('torch.')}",
+        f"pooling, backward, {mode}, {PEOPLE * INPUTS} rows, {str(dtype).removeprefix('torch.')}, {memory}",
         {
             **{name: backward(name) for name in pooled},
             **readers(features.detach()),
-            "write: zeros at hand": target.zero_,
-            "write: new zeros": lambda: torch.zeros_like(target),
+            "write: zeros into one place": target.zero_,
+            "write: zeros": lambda: torch.zeros_like(target),
         },
         bars={EAGER: 2.0, READ: 1 / 1.5},
+        count=PEOPLE,
+    )
+
+
+@DTYPES
+@MODES
+def test_both(compare: Callable[..., None], memory: str, dtype: torch.dtype, mode: str) -> None:
+    """A training step's share: forward, then backward. To be read and written: the features, and their gradient."""
+    features, map_, region = batch(dtype)
+    features.requires_grad_()
+    ways: dict[str, Callable[..., torch.Tensor]] = {
+        "ours": lambda *arguments: ops.pooling(*arguments),
+        "plain torch": lambda *arguments: reference.pooling(*arguments, 3.0),
+        "plain torch, product": product,
+        "plain torch, sums": sums,
+    }
+    grad = torch.rand(PEOPLE * INPUTS, CHANNELS).to(dtype)
+
+    def both(way: Callable[..., torch.Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(way(features, map_, region, mode), features, grad)
+
+    copy = features.detach().clone
+    compare(
+        f"pooling, forward and backward, {mode}, {PEOPLE * INPUTS} rows, {str(dtype).removeprefix('torch.')}, {memory}",
+        {**{name: both(way) for name, way in ways.items()}, "copy of the features": copy},
+        bars={EAGER: 2.0},
         count=PEOPLE,
     )

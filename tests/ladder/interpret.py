@@ -15,11 +15,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mutations
 
 ROOT = Path(__file__).resolve().parents[2]
+JOBS = 2
 # pytest's exit status: some test failed. A crash is a negative one; everything else is a broken setup.
 TESTS_FAILED = 1
 
@@ -55,10 +57,15 @@ def check_mutations(only: str | None) -> bool:
     if not found:
         print(f"no mutation of this rung holds {only!r}" if only else "no mutation of this rung")
         return False
-    for mutation in found:
+
+    def run(mutation: mutations.Mutation) -> subprocess.CompletedProcess[str]:
         with tempfile.TemporaryDirectory() as folder:
             tree = mutations.mutated_tree(mutation, Path(folder) / "tree")
-            done = run_tests(["-x", "--tb=line"], tree / "kernels")
+            return run_tests(["-x", "--tb=line"], tree / "kernels")
+
+    with ThreadPoolExecutor(JOBS) as pool:
+        runs = list(pool.map(run, found))
+    for mutation, done in zip(found, runs, strict=True):
         if done.returncode == TESTS_FAILED or done.returncode < 0:
             print(f"caught {mutation.name}: {first_failure(done.stdout)}", flush=True)
         else:

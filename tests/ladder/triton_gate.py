@@ -2,6 +2,7 @@
 
     python tests/ladder/triton_gate.py            all architectures, then the injected bugs
     python tests/ladder/triton_gate.py 80 90      these architectures alone, without the bugs
+    python tests/ladder/triton_gate.py bugs       the injected bugs alone
 
 The package's own functions run on meta tensors under a driver that only names an architecture. So each kernel is
 compiled with the tile, the alignments and the constants of a real launch, and nothing is executed. From the machine
@@ -242,6 +243,8 @@ def check_mutations() -> bool:
 
 
 def main(words: list[str]) -> int:
+    if words == ["bugs"]:
+        return 0 if check_mutations() else 1
     architectures = tuple(int(word) for word in words) or ARCHITECTURES
     entries = kernels(architectures)
     print(f"Triton {triton.__version__}, [{PEOPLE * INPUTS}, {CHANNELS}, {GRID[0]}, {GRID[1]}]")
