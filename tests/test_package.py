@@ -118,7 +118,7 @@ ALLOWED: dict[str, set[str]] = {
     "layouts": set(),
     "mra.estimate": set(),
     "reference": PLAIN,
-    "kernels": PLAIN,
+    "kernels": PLAIN | {"reference"},
     "ops": OPS,
     "mra": OPS,
     "ma": OPS,

@@ -9,20 +9,9 @@
 
 #include "inputs_cpu.h"
 #include "inputs_pages.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "threads.h"
 
 namespace {
-
-int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 // One person of the batch as a batch of its own. map: [height, width], where the person's map goes.
 int align_person(const MgranAlign& args, std::int64_t n, std::uint8_t* map, bool stream) {
@@ -69,7 +58,8 @@ int run(const MgranAlign& args, int threads) {
   std::atomic<int> status{MGRAN_OK};
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
   for (std::int64_t n = 0; n < people; ++n) {
-    std::uint8_t* map = args.regions.map ? args.regions.map + n * pixels : scratch.data() + thread_number() * pixels;
+    std::uint8_t* map =
+        args.regions.map ? args.regions.map + n * pixels : scratch.data() + mgran::thread_number() * pixels;
     const int result = align_person(args, n, map, stream);
     if (result != MGRAN_OK) status.store(result, std::memory_order_relaxed);
   }

@@ -8,10 +8,7 @@
 
 #include "../device/crops.h"
 #include "crops_rows.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "threads.h"
 
 namespace {
 
@@ -202,14 +199,6 @@ void fill(const MgranCrops& args, const Kernels& kernels, Scratch& scratch, std:
   }
 }
 
-int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
 void run(const MgranCrops& args, int threads) {
   const Kernels kernels = mgran::choose_crop_kernels();
   // Fewer crops than threads: each is cut into blocks of rows, but not into slivers that share no rows of the frame.
@@ -226,7 +215,7 @@ void run(const MgranCrops& args, int threads) {
     const std::int64_t block = item % blocks;
     const int begin = static_cast<int>(block * args.height / blocks);
     const int end = static_cast<int>((block + 1) * args.height / blocks);
-    fill(args, kernels, *scratches[thread_number()], item / blocks, begin, end);
+    fill(args, kernels, *scratches[mgran::thread_number()], item / blocks, begin, end);
   }
 }
 

@@ -16,10 +16,6 @@
 #include "pooling_simd.h"
 #include "pooling_task.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #define MGRAN_NAMESPACE pooling_portable
 #define MGRAN_TARGET
 #define MGRAN_VECTOR PortableVector
@@ -35,6 +31,7 @@
 #define MGRAN_TARGET MGRAN_AVX512
 #define MGRAN_VECTOR Avx512Vector
 #include "pooling_rows.h"
+#include "threads.h"
 #endif
 
 namespace {
@@ -44,14 +41,6 @@ using mgran::PoolingTask;
 
 // Channels of a task where rows are split: a multiple of every vector's width and of 64 bytes.
 constexpr std::int64_t kGrain = 64;
-
-int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 void run(const MgranPooling& args, int threads, bool is_backward) {
   const PoolingKernels kernels =
@@ -78,7 +67,7 @@ void run(const MgranPooling& args, int threads, bool is_backward) {
 
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
   for (std::int64_t i = 0; i < tasks; ++i) {
-    mgran::Shares& visible = shares[thread_number()];
+    mgran::Shares& visible = shares[mgran::thread_number()];
     PoolingTask task;
     task.args = &args;
     task.row = i / pieces;

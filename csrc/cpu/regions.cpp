@@ -10,10 +10,7 @@
 #include "regions_label.h"
 #include "regions_lanes.h"
 #include "regions_rows.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "threads.h"
 
 namespace {
 
@@ -143,14 +140,6 @@ Kernels choose_kernels() {
 auto block_of(const Kernels& kernels, float) { return kernels.block_float; }
 auto block_of(const Kernels& kernels, std::uint8_t) { return kernels.block_byte; }
 
-int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
 template <typename T>
 void run(const MgranRegions& args, int threads) {
   const std::int64_t pixels = static_cast<std::int64_t>(args.height) * args.width;
@@ -197,7 +186,7 @@ void run(const MgranRegions& args, int threads) {
   }
 #pragma omp parallel num_threads(threads)
   {
-    Scratch& scratch = scratches[thread_number()];
+    Scratch& scratch = scratches[mgran::thread_number()];
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t item = 0; item < items; ++item) {
       const std::int64_t n = item / blocks, part = item % blocks;

@@ -10,8 +10,8 @@ CPU_MUTATIONS = (
     Mutation(
         "cpu-crops-shared-scratch",
         f"{_CPU}/crops.cpp",
-        "*scratches[thread_number()]",
-        "*scratches[0 * thread_number()]",
+        "*scratches[mgran::thread_number()]",
+        "*scratches[0 * mgran::thread_number()]",
         ("cpu-tsan",),
     ),
     Mutation(
@@ -32,8 +32,8 @@ CPU_MUTATIONS = (
     Mutation(
         "cpu-regions-shared-scratch",
         f"{_CPU}/regions.cpp",
-        "Scratch& scratch = scratches[thread_number()];",
-        "Scratch& scratch = scratches[0 * thread_number()];",
+        "Scratch& scratch = scratches[mgran::thread_number()];",
+        "Scratch& scratch = scratches[0 * mgran::thread_number()];",
         ("cpu-tsan",),
     ),
     Mutation(
@@ -75,15 +75,15 @@ CPU_MUTATIONS = (
     Mutation(
         "cpu-align-shared-map",
         f"{_CPU}/align.cpp",
-        "scratch.data() + thread_number() * pixels;",
-        "scratch.data() + 0 * thread_number();",
+        "scratch.data() + mgran::thread_number() * pixels;",
+        "scratch.data() + 0 * mgran::thread_number();",
         ("cpu-tsan",),
     ),
     Mutation(
         "cpu-pooling-shared-shares",
         f"{_CPU}/pooling.cpp",
-        "shares[thread_number()];",
-        "shares[0 * thread_number()];",
+        "shares[mgran::thread_number()];",
+        "shares[0 * mgran::thread_number()];",
         ("cpu-tsan",),
     ),
     Mutation(

@@ -20,18 +20,24 @@ def main(site: str, cuda: str) -> None:
     import torch
 
     import mgran_fast
-    from mgran_fast import _C, ops
+    from mgran_fast import _C, diagnosis, ops
+    from mgran_fast.ops import backend
 
     home = pathlib.Path(mgran_fast.__file__).parent
     assert home.is_relative_to(pathlib.Path(site).resolve()), f"imported {home}, not the wheel"
     wanted = cuda == "AUTO" and shutil.which("nvcc") is not None
     assert (_C.cuda is not None) == wanted, f"MGRAN_CUDA={cuda} gave CUDA {_C.cuda}"
     assert _C.version == mgran_fast.__version__, f"{_C.version} is not {mgran_fast.__version__}"
-    for name in ("py.typed", "report/template.html.j2", "report/report.css", "kernels/README.md"):
+    for name in ("py.typed", "report/template.html.j2", "report/report.css", "kernels/pooling.json"):
         assert (home / name).is_file(), f"the wheel lacks {name}"
     map_ = ops.regions(torch.ones(1, 8, 4), torch.zeros(1, 17, 3), (24, 12))
     assert map_[0, :, 0].tolist() == [1] * 4 + [2] * 8 + [3] * 12
-    sys.stdout.write(f"wheel with MGRAN_CUDA={cuda}: CUDA {_C.cuda}, regions on CPU native, right\n")
+    for op in diagnosis.OPS:
+        assert backend.why_not_native(op, "cpu") == "", backend.why_not_native(op, "cpu")
+        missing = backend.why_not_native(op, "cuda")
+        there = wanted or op in backend.TRITON
+        assert (missing == "") == there or "Triton" in missing, f"{op} on cuda: {missing or 'there'}"
+    sys.stdout.write(f"wheel with MGRAN_CUDA={cuda}: CUDA {_C.cuda}, every op native on the CPU, right\n")
 
 
 main(*sys.argv[1:])
