@@ -52,8 +52,9 @@ emulate: $(INSTALLED) ## the CUDA kernels on the emulator
 sanitize: $(INSTALLED) ## the CUDA kernels on the emulator, under sanitizers
 	$(BIN)/python $(LADDER)/emulate.py sanitize
 
-cpu: $(INSTALLED) ## the CPU kernels under sanitizers
+cpu: $(INSTALLED) ## the CPU kernels under sanitizers, and on another processor where it can be emulated
 	$(BIN)/python $(LADDER)/emulate.py cpu
+	$(BIN)/python $(LADDER)/aarch64.py
 
 fuzz: $(INSTALLED) ## any arguments at all, under AddressSanitizer
 	$(BIN)/python $(LADDER)/fuzz.py

@@ -15,7 +15,8 @@
 #pragma once
 #include <type_traits>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+// MGRAN_NO_X86 leaves the portable versions alone, as on any other machine.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(MGRAN_NO_X86)
 #define MGRAN_X86 1
 #include <immintrin.h>
 #define MGRAN_AVX2 __attribute__((target("avx2,fma,f16c,bmi,bmi2")))

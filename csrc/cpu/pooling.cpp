@@ -15,6 +15,7 @@
 #include "pooling_shares.h"
 #include "pooling_simd.h"
 #include "pooling_task.h"
+#include "threads.h"
 
 #define MGRAN_NAMESPACE pooling_portable
 #define MGRAN_TARGET
@@ -31,7 +32,6 @@
 #define MGRAN_TARGET MGRAN_AVX512
 #define MGRAN_VECTOR Avx512Vector
 #include "pooling_rows.h"
-#include "threads.h"
 #endif
 
 namespace {

@@ -47,6 +47,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "plain": ("-O2",),
     "asan": ("-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={_UNDEFINED}", "-fno-sanitize-recover=all"),
     "tsan": ("-O1", "-g", "-fsanitize=thread"),
+    # As on a machine that is no x86.
+    "elsewhere": ("-O2", "-Werror", "-DMGRAN_NO_X86"),
 }
 # How the emulator itself, which is compiled without sanitizers, hears of them.
 TOLD: dict[str, tuple[str, ...]] = {

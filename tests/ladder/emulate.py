@@ -3,7 +3,8 @@
 plain     the CUDA sources on the emulator, in three orders of threads and blocks, buffers with guards or at the edge
           of a page; and their launches at sizes that only a GPU could run;
 sanitize  the same under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer;
-cpu       the CPU kernels, plain, and under the same sanitizers, for every instruction set of the machine.
+cpu       the CPU kernels, plain, and under the same sanitizers, for every instruction set of the machine; and as
+          they are compiled where there is no x86.
 
 Each rung then injects its bugs (mutations.py) and must fail on every one. ``--only`` takes the ops, and the
 mutations, whose name holds a text. The status is 1 when anything fails or a bug goes uncaught.
@@ -62,6 +63,7 @@ RUNGS: dict[str, tuple[Variant, ...]] = {
     ),
     "cpu": (
         Variant("cpu", "cpu", "plain", _cpu_runs((("end", 1), ("start", 3), ("heap", 2))), True),
+        Variant("cpu-elsewhere", "cpu", "elsewhere", (Run("cpu", "end", 0, 2, 0),), False),
         Variant("cpu-asan", "cpu", "asan", _cpu_runs((("heap", 2),)), True),
         Variant("cpu-tsan", "cpu", "tsan", _cpu_runs((("heap", 3),)), False),
     ),
