@@ -13,15 +13,21 @@ from mgran_fast.reference import pooling as reference
 PEOPLE, INPUTS, CHANNELS, GRID, SIZE = 32, 4, 2048, (16, 8), (256, 128)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 MODES = pytest.mark.parametrize("mode", ops.POOLING_MODES)
+SEEN = pytest.mark.parametrize("seen", ["people", "everything"])
 
 
-def batch(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(dtype: torch.dtype, seen: str = "people") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of whole people and their regions; or rows that all see every cell, the most work that there can be."""
     generator = torch.Generator().manual_seed(0)
     features = torch.rand(PEOPLE * INPUTS, CHANNELS, *GRID, generator=generator)
     features = features.to(dtype).to(memory_format=torch.channels_last)
     map_ = torch.zeros(PEOPLE, *SIZE, dtype=torch.uint8)
     map_[:, 16:60, 40:88], map_[:, 60:130, 24:104], map_[:, 130:248, 32:96] = 1, 2, 3
-    return features, map_, torch.arange(INPUTS).repeat(PEOPLE)
+    region = torch.arange(INPUTS).repeat(PEOPLE)
+    if seen == "everything":
+        map_.fill_(1)
+        region.fill_(0)
+    return features, map_, region
 
 
 def product(features: torch.Tensor, map_: torch.Tensor, region: torch.Tensor, mode: str) -> torch.Tensor:
@@ -63,10 +69,11 @@ READ = "read: sum|read: maximum|read: integers"
 
 @DTYPES
 @MODES
-def test_forward(compare: Callable[..., None], memory: str, dtype: torch.dtype, mode: str) -> None:
-    features, map_, region = batch(dtype)
+@SEEN
+def test_forward(compare: Callable[..., None], memory: str, dtype: torch.dtype, mode: str, seen: str) -> None:
+    features, map_, region = batch(dtype, seen)
     compare(
-        f"pooling, forward, {mode}, {PEOPLE * INPUTS} rows, {str(dtype).removeprefix('torch.')}, {memory}",
+        f"pooling, forward, {mode}, {PEOPLE * INPUTS} rows of {seen}, {str(dtype).removeprefix('torch.')}, {memory}",
         {
             "ours": lambda: ops.pooling(features, map_, region, mode),
             "plain torch": lambda: reference.pooling(features, map_, region, mode, 3.0),
@@ -81,8 +88,9 @@ def test_forward(compare: Callable[..., None], memory: str, dtype: torch.dtype, 
 
 @DTYPES
 @MODES
-def test_backward(compare: Callable[..., None], memory: str, dtype: torch.dtype, mode: str) -> None:
-    features, map_, region = batch(dtype)
+@SEEN
+def test_backward(compare: Callable[..., None], memory: str, dtype: torch.dtype, mode: str, seen: str) -> None:
+    features, map_, region = batch(dtype, seen)
     features.requires_grad_()
     pooled = {
         "ours": ops.pooling(features, map_, region, mode),
@@ -97,7 +105,7 @@ def test_backward(compare: Callable[..., None], memory: str, dtype: torch.dtype,
 
     target = torch.empty_like(features.detach())
     compare(
-        f"pooling, backward, {mode}, {PEOPLE * INPUTS} rows, {str(dtype).removeprefix('torch.')}, {memory}",
+        f"pooling, backward, {mode}, {PEOPLE * INPUTS} rows of {seen}, {str(dtype).removeprefix('torch.')}, {memory}",
         {
             **{name: backward(name) for name in pooled},
             **readers(features.detach()),
@@ -126,9 +134,9 @@ def test_both(compare: Callable[..., None], memory: str, dtype: torch.dtype, mod
     def both(way: Callable[..., torch.Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(way(features, map_, region, mode), features, grad)
 
-    copy = features.detach().clone
+    copy, kind = features.detach().clone, str(dtype).removeprefix("torch.")
     compare(
-        f"pooling, forward and backward, {mode}, {PEOPLE * INPUTS} rows, {str(dtype).removeprefix('torch.')}, {memory}",
+        f"pooling, forward and backward, {mode}, {PEOPLE * INPUTS} rows of people, {kind}, {memory}",
         {**{name: both(way) for name, way in ways.items()}, "copy of the features": copy},
         bars={EAGER: 2.0},
         count=PEOPLE,
