@@ -13,6 +13,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python3.10 p
 	&& { echo $$p; break; }; done)
 
 LADDER := tests/ladder
+# A rung that needs the CUDA compiler is skipped where there is none, unless it must be there.
+with_nvcc = @if command -v nvcc >/dev/null 2>&1; then $(1); \
+	elif [ -n "$$MGRAN_EXPECT_NVCC" ]; then echo "make $@: there is no nvcc on the PATH" >&2; exit 1; \
+	else echo "make $@: skipped, there is no nvcc on the PATH"; fi
 RUNGS := torch emulate sanitize cpu fuzz interpret gate simulate gpu
 
 .PHONY: help demo test lint format bench package ci clean ladder $(RUNGS)
@@ -47,10 +51,10 @@ torch: $(INSTALLED) ## the ops as torch sees them: are injected bugs caught
 	$(BIN)/python $(LADDER)/torch_ops.py
 
 emulate: $(INSTALLED) ## the CUDA kernels on the emulator
-	$(BIN)/python $(LADDER)/emulate.py plain
+	$(call with_nvcc,$(BIN)/python $(LADDER)/emulate.py plain)
 
 sanitize: $(INSTALLED) ## the CUDA kernels on the emulator, under sanitizers
-	$(BIN)/python $(LADDER)/emulate.py sanitize
+	$(call with_nvcc,$(BIN)/python $(LADDER)/emulate.py sanitize)
 
 cpu: $(INSTALLED) ## the CPU kernels under sanitizers, and on another processor where it can be emulated
 	$(BIN)/python $(LADDER)/emulate.py cpu
@@ -63,12 +67,12 @@ interpret: $(INSTALLED) ## the Triton kernels in Triton's interpreter
 	$(BIN)/python $(LADDER)/interpret.py
 
 gate: $(INSTALLED) ## registers, spills and machine code of the GPU kernels, and their table
-	$(BIN)/python $(LADDER)/compile.py
+	$(call with_nvcc,$(BIN)/python $(LADDER)/compile.py)
 	$(BIN)/python $(LADDER)/triton_gate.py bugs
 	$(BIN)/python $(LADDER)/table.py --check
 
 simulate: $(INSTALLED) ## the GPU kernels' PTX in the simulator
-	$(BIN)/python $(LADDER)/simulate.py
+	$(call with_nvcc,$(BIN)/python $(LADDER)/simulate.py)
 
 gpu: $(INSTALLED) ## on a CUDA device: the tests, compute-sanitizer, timings
 	$(BIN)/python $(LADDER)/gpu.py
