@@ -185,16 +185,6 @@ def test_configurations_that_no_gpu_takes(library: Path, blocks: int, threads: i
 
 
 def test_the_hook_sees_the_launch(library: Path) -> None:
-    kind = ctypes.CFUNCTYPE(
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.POINTER(ctypes.c_uint),
-        ctypes.POINTER(ctypes.c_uint),
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.POINTER(ctypes.c_void_p),
-        ctypes.POINTER(ctypes.c_size_t),
-    )
     seen = []
 
     def record(name, grid, block, shared, count, arguments, sizes):  # type: ignore[no-untyped-def]
@@ -203,10 +193,10 @@ def test_the_hook_sees_the_launch(library: Path) -> None:
         return 7
 
     loaded = ctypes.CDLL(str(library))
-    hook = kind(record)
+    hook = build.HOOK(record)
     loaded.mgran_emulator_hook(hook)
     try:
         assert loaded.run(2, None, ctypes.c_void_p(4096), 3, 40) == 7
     finally:
-        loaded.mgran_emulator_hook(kind())
+        loaded.mgran_emulator_hook(build.HOOK())
     assert seen == [(b"_ZN5mgran4cuda7dynamicEPf", [3, 1, 1], [40, 1, 1], 160, 1, 8, 4096)]

@@ -20,6 +20,7 @@ command: what has not changed is not compiled again.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -56,6 +57,20 @@ TOLD: dict[str, tuple[str, ...]] = {
     "asan": ("-DMGRAN_EMULATOR_ASAN",),
     "tsan": ("-DMGRAN_EMULATOR_TSAN",),
 }
+
+
+# What mgran_emulator_hook takes (tests/emulator/emulator.h): the kernel's name, grid [3], block [3], bytes of dynamic
+# shared memory, the number of arguments, where they are and their sizes; returns a cudaError_t.
+HOOK = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.POINTER(ctypes.c_uint),
+    ctypes.POINTER(ctypes.c_uint),
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.POINTER(ctypes.c_void_p),
+    ctypes.POINTER(ctypes.c_size_t),
+)
 
 
 class BuildError(RuntimeError):

@@ -5,6 +5,7 @@ It is not CMake's build: these flags are the ladder's, and objects that did not 
 
 from __future__ import annotations
 
+import subprocess
 import sysconfig
 from pathlib import Path
 
@@ -30,8 +31,6 @@ def runtimes() -> list[Path]:
     """The shared libraries that AddressSanitizer must be given before Python starts (LD_PRELOAD)."""
     found = []
     for name in ("libasan.so", "libubsan.so", "libstdc++.so"):
-        words = build.subprocess.run(
-            [build.COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        )
+        words = subprocess.run([build.COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
         found.append(Path(words.stdout.strip()).resolve())
     return found

@@ -11,18 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import abi
+import build
 
 MOST_X, MOST_YZ, MOST_THREADS, MOST_THREADS_Z, MOST_SHARED = 2**31 - 1, 65535, 1024, 64, 48 << 10
-HOOK = ctypes.CFUNCTYPE(
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.POINTER(ctypes.c_uint),
-    ctypes.POINTER(ctypes.c_uint),
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.POINTER(ctypes.c_void_p),
-    ctypes.POINTER(ctypes.c_size_t),
-)
 FAR = 1 << 40  # an address that is a multiple of 16, and nobody's
 
 # people, height, width
@@ -49,7 +40,7 @@ def check(library: Path) -> tuple[int, list[str]]:
         launches.append((name.decode(), grid[0:3], block[0:3], shared))
         return 0
 
-    hook = HOOK(record)
+    hook = build.HOOK(record)
     loaded.mgran_emulator_hook(hook)
     total, wrong = 0, []
     try:
@@ -69,7 +60,7 @@ def check(library: Path) -> tuple[int, list[str]]:
             total += len(launches)
             wrong += [f"{op}, {label}: {word}" for word in words]
     finally:
-        loaded.mgran_emulator_hook(HOOK())
+        loaded.mgran_emulator_hook(build.HOOK())
     return total, wrong
 
 
