@@ -39,8 +39,34 @@ def decode_keypoints(heatmaps: torch.Tensor, boxes: torch.Tensor) -> torch.Tenso
     dy = _vertex(maps, peak, w, (row > 0) & (row < h - 1))
     origin, extent = boxes[:, None, :2].to(maps), (boxes[:, None, 2:] - boxes[:, None, :2]).to(maps)
     cells = torch.stack(((column + 0.5 + dx) / w, (row + 0.5 + dy) / h), dim=2)
-    score = _mass(maps.softmax(dim=2).view(k, j, h, w), peak)
+    score = _mass(maps.softmax(dim=2).view(k, j, h, w), row, column)
     return torch.cat((origin + cells * extent, score[..., None]), dim=2)
+
+
+def blurred(heatmaps: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Logits whose peak is where most probability lies within about ``sigma`` cells.
+
+    The softmax over the cells, convolved with a Gaussian; its logarithm. A network that is not sure whether a knee is
+    the left or the right one spreads its answer, and the single highest cell then says less than a neighbourhood.
+
+    Args:
+        heatmaps: [K, J, h, w] logits, any floating dtype; computed in float32.
+        sigma: in cells.
+
+    Returns:
+        float32 [K, J, h, w]; cells without probability have a large negative number.
+    """
+    k, j, h, w = heatmaps.shape
+    probability = heatmaps.float().flatten(2).softmax(2).view(k, j, h, w)
+    down, across = (_blur_matrix(side, sigma, heatmaps.device) for side in (h, w))
+    # A band matrix on each side: cheaper than a convolution of so many small maps of one channel.
+    return (down @ probability @ across).clamp(min=1e-12).log()
+
+
+def _blur_matrix(side: int, sigma: float, device: torch.device) -> torch.Tensor:
+    """float32 [side, side], symmetric: row i is a Gaussian of ``sigma`` cells around cell i."""
+    cells = torch.arange(side, device=device, dtype=torch.float32)
+    return torch.exp(-0.5 * ((cells[:, None] - cells) / sigma) ** 2)
 
 
 def _vertex(maps: torch.Tensor, peak: torch.Tensor, step: int, inside: torch.Tensor) -> torch.Tensor:
@@ -58,11 +84,19 @@ def _vertex(maps: torch.Tensor, peak: torch.Tensor, step: int, inside: torch.Ten
     return torch.where(bent, offset, torch.zeros_like(offset)).clamp(-0.5, 0.5)
 
 
-def _mass(probability: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
-    """Sum of ``probability`` [K, J, h, w] over the window around each peak [K, J]; cells outside count as 0."""
-    window = functional.avg_pool2d(probability, WINDOW, stride=1, padding=WINDOW // 2) * WINDOW**2
+def _mass(probability: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """Sum of ``probability`` [K, J, h, w] over the window around each peak [K, J]; cells outside count as 0.
+
+    Only the windows are read: a map has sixty times as many cells.
+    """
+    h, w = probability.shape[2:]
+    offset = torch.arange(WINDOW, device=row.device) - WINDOW // 2
+    rows, columns = row[..., None] + offset, column[..., None] + offset  # [K, J, WINDOW]
+    inside = ((rows >= 0) & (rows < h))[..., None] & ((columns >= 0) & (columns < w))[..., None, :]
+    cells = rows.clamp(0, h - 1)[..., None] * w + columns.clamp(0, w - 1)[..., None, :]
+    window = probability.flatten(2).gather(2, cells.flatten(2)) * inside.flatten(2)
     # Rounding may lift a sum of probabilities an ulp above 1.
-    return window.flatten(2).gather(2, peak[..., None])[..., 0].clamp(0, 1)
+    return window.sum(2).clamp(0, 1)
 
 
 def keypoint_masks(heatmaps: torch.Tensor) -> torch.Tensor:

@@ -33,3 +33,14 @@ class Estimator(Protocol):
     def __call__(self, crops: torch.Tensor, *, keypoint_masks: bool = False) -> Estimate:
         """Estimate masks and keypoints of crops, uint8 [N, H, W, 3] (RGB)."""
         ...
+
+
+def check_crops(crops: torch.Tensor, device: torch.device) -> None:
+    """Raise TypeError or ValueError unless ``crops`` are uint8 [N, H, W, 3] on ``device``, H and W at least 1."""
+    if not isinstance(crops, torch.Tensor) or crops.dtype != torch.uint8:
+        kind = crops.dtype if isinstance(crops, torch.Tensor) else type(crops).__name__
+        raise TypeError(f"crops must be a uint8 tensor [N, H, W, 3], not {kind}")
+    if crops.dim() != 4 or crops.shape[3] != 3 or crops.shape[1] == 0 or crops.shape[2] == 0:
+        raise ValueError(f"crops must be [N, H, W, 3] with H and W at least 1, not {list(crops.shape)}")
+    if crops.device != device:
+        raise ValueError(f"crops are on {crops.device}, the estimator is on {device}: move one of them")

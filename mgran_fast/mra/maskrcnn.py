@@ -1,48 +1,45 @@
 """Mask R-CNN as an estimator: one detector that gives the person's mask and the 17 keypoints.
 
-Two ways to run it. ``box`` takes the crop itself as the box of the person: no proposals, no suppression, one pass of
-the backbone at the crop's own resolution and one region of interest a crop. ``detect`` is the whole detector, which
-looks for the person inside the crop.
+Two ways to run it on crops. ``box`` takes the crop itself as the box of the person: no proposals, no suppression, one
+pass of the backbone at the crop's own resolution and one region of interest a crop. ``detect`` is the whole detector,
+which looks for the person inside the crop. On full frames, people share the pass of their frame, with boxes given
+(:meth:`MaskRCNN.estimate_people`) or found (:meth:`MaskRCNN.detect`).
 
-The modules are torchvision's and so are the key names: ``backbone.*``, ``rpn.*``, ``roi_heads.*``.
+The modules are torchvision's and so are the key names: ``backbone.*``, ``rpn.*``, ``roi_heads.*``. They hold the
+weights and train; inference runs on :class:`mgran_fast.mra.inference.Network`, which is made from them.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torchvision.models.detection import MaskRCNN as Detector
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_align
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from mgran_fast.errors import CheckpointError
 from mgran_fast.layouts import KEYPOINTS
-from mgran_fast.mra import decode
-from mgran_fast.mra.estimate import Estimate
-from mgran_fast.mra.weights import Source, find_checkpoints, part, read, read_checkpoint, widened, write
+from mgran_fast.mra import decode, detector_losses, loading, people, target
+from mgran_fast.mra import frames as on_frames
+from mgran_fast.mra.detector_losses import Target
+from mgran_fast.mra.estimate import Estimate, check_crops
+from mgran_fast.mra.frames import People
+from mgran_fast.mra.inference import LEVELS, POOL, STRIDES, Network, Prepared
+from mgran_fast.mra.people import MEAN, STD
+from mgran_fast.mra.weights import Source, find_checkpoints
 
-__all__ = ["MaskRCNN", "find_checkpoints"]
+__all__ = ["MEAN", "STD", "MaskRCNN", "People", "Target", "find_checkpoints"]
 
-logger = logging.getLogger(__name__)
-
-FORMAT, VERSION = "mgran_fast.MaskRCNN", 1
 MODES = ("box", "detect")
-# What torchvision's checkpoints were trained with: RGB in [0, 1], ImageNet's mean and standard deviation.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# The backbone's levels "0" to "3" have strides 4 to 32; a crop is padded to a multiple of the last.
-LEVELS, STRIDES = ("0", "1", "2", "3"), (4, 8, 16, 32)
-# torchvision's own sizes for a detector: the shorter side, and what the longer one may not exceed.
-SHORTER, LONGER = 800, 1333
+#: Backbones by name, torchvision's; its detection checkpoints have resnet50.
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+# torchvision's own size for a detector: the shorter side.
+SHORTER = 800
 # A crop enlarged to 800 pixels takes about half a gigabyte: crops run this many at a time in detect mode.
 CHUNK = 4
 
@@ -54,12 +51,15 @@ class MaskRCNN(nn.Module):
     56 heatmaps that span the crop, and ``presence`` is the box head's softmax probability that the whole crop is a
     person.
 
-    In ``detect`` mode one detection of class ``person_label`` is chosen for each crop: the one with the highest score
-    times the share that its box covers of the crop's central quarter (half the height, half the width). A box that
-    covers none of it counts with a share of 0.001, so it is chosen only where nobody stands in the middle. The mask is
-    pasted into the crop, ``presence`` is the score. A crop without a detection has mask, keypoints and presence 0.
+    In ``detect`` mode people are detected in each crop and the one that the crop is about is chosen by score, centre
+    and size (:func:`mgran_fast.mra.target.rank`). Its mask is pasted into the crop, ``presence`` is its score. A crop
+    without a detection has mask, keypoints and presence 0.
 
     Keypoint places and scores are those of :func:`mgran_fast.mra.decode.decode_keypoints`.
+
+    Precision: ``.to(torch.bfloat16)`` halves the weights and, on devices with instructions for it, speeds up the
+    convolutions. A processor without them computes in float32 from the bfloat16 weights, because emulating is several
+    times slower; it takes the memory of one prepared copy. Boxes, softmaxes and everything returned are float32.
 
     Args:
         mode: ``"box"`` or ``"detect"``.
@@ -70,6 +70,7 @@ class MaskRCNN(nn.Module):
         person_label: which of them is the person.
         weights: the arguments of :meth:`load_torchvision` as a dict, ``{"mask": ..., "keypoints": ...}``; random
             weights for None. Nothing is ever downloaded.
+        backbone: one of ``BACKBONES``; torchvision's checkpoints want resnet50.
 
     Raises:
         ValueError, TypeError: an argument is out of range or of a wrong type.
@@ -84,15 +85,18 @@ class MaskRCNN(nn.Module):
         num_classes: int = 91,
         person_label: int = 1,
         weights: Mapping[str, Any] | None = None,
+        backbone: str = "resnet50",
     ) -> None:
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, not {backbone!r}")
         if not 0 < person_label < num_classes:
             raise ValueError(f"person_label must be between 1 and num_classes - 1 = {num_classes - 1}: {person_label}")
         self.mode, self.size = mode, _checked_size(size)
-        self.num_classes, self.person_label = num_classes, person_label
-        detector = Detector(_backbone(), num_classes)
+        self.num_classes, self.person_label, self.backbone_name = num_classes, person_label, backbone
+        detector = Detector(_backbone(backbone), num_classes)
         self.backbone, self.rpn, self.roi_heads = detector.backbone, detector.rpn, detector.roi_heads
         heads: Any = self.roi_heads
         heads.keypoint_roi_pool = MultiScaleRoIAlign(LEVELS, output_size=14, sampling_ratio=2)
@@ -103,11 +107,19 @@ class MaskRCNN(nn.Module):
             pool.scales, pool.map_levels = [1 / stride for stride in STRIDES], LevelMapper(2, 5)
         #: A backbone of their own for the keypoints, or None; see ``load_torchvision(backbone="both")``.
         self.keypoint_backbone: nn.Module | None = None
+        self._prepared = Prepared()
+        self.to(memory_format=torch.channels_last)
         if weights is not None:
             if not isinstance(weights, Mapping) or weights.keys() - {"mask", "keypoints", "backbone", "eps"}:
                 raise TypeError('weights must be a dict with "mask" and/or "keypoints": a path or a state dict each')
             self.load_torchvision(**weights)
         self.eval()
+
+    def train(self, mode: bool = True) -> MaskRCNN:
+        """Set the mode; training drops the prepared copy of the weights."""
+        if mode and hasattr(self, "_prepared"):
+            self._prepared.drop()
+        return super().train(mode)
 
     def forward(self, crops: torch.Tensor, *, keypoint_masks: bool = False) -> Estimate:
         """Masks and keypoints of crops; no gradient is recorded.
@@ -121,21 +133,19 @@ class MaskRCNN(nn.Module):
             TypeError, ValueError: ``crops`` is not such a tensor.
             RuntimeError: the module is in training mode.
         """
-        if self.training:
-            raise RuntimeError("MaskRCNN estimates in eval mode only: call .eval(); it is trained apart from MGRAN")
-        weight = next(self.parameters())
-        _check_crops(crops, weight.device)
+        self._check_mode()
+        check_crops(crops, next(self.parameters()).device)
         n, height, width = crops.shape[:3]
-        with torch.no_grad():
+        # The dtype is that of the weights: no autocast on top.
+        with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
             if n == 0:
                 empty = torch.zeros(0, device=crops.device)
                 no_masks = empty.new_zeros(0, len(KEYPOINTS), 56, 56) if keypoint_masks else None
                 return Estimate(empty.view(0, height, width), empty.view(0, len(KEYPOINTS), 3), empty, no_masks)
+            network = self._prepared.network(self)
             if self.mode == "box":
-                return self._estimate_in_box(crops, weight.dtype, keypoint_masks)
-            if weight.dtype != torch.float32:
-                raise ValueError(f"detect mode needs float32 weights, not {weight.dtype}: its boxes need the precision")
-            parts = [self._detect(chunk, keypoint_masks) for chunk in torch.split(crops, CHUNK)]
+                return self._estimate_in_box(network, crops, keypoint_masks)
+            parts = [self._detect(network, chunk, keypoint_masks) for chunk in torch.split(crops, CHUNK)]
             masks = [p.keypoint_masks for p in parts if p.keypoint_masks is not None]
             return Estimate(
                 torch.cat([p.mask for p in parts]),
@@ -144,79 +154,209 @@ class MaskRCNN(nn.Module):
                 torch.cat(masks) if masks else None,
             )
 
+    def estimate_people(
+        self,
+        frames: torch.Tensor | Sequence[torch.Tensor],
+        boxes: torch.Tensor | Sequence[torch.Tensor],
+        *,
+        size: tuple[int, int] = (256, 128),
+        shorter: int | None = None,
+        keypoint_masks: bool = False,
+    ) -> People:
+        """Masks and keypoints of people whose boxes are given, on full frames.
+
+        The backbone runs once a frame (once for several frames of one size), however many people are on it; the heads
+        run on all of them together. That pays where people are many: a frame of 1280 x 720 has as many pixels as 28
+        crops of 256 x 128, and for a few people on it their crops are cheaper. ``mode`` and ``size`` of the
+        constructor are about crops and play no part here.
+
+        A box may reach out of its frame: there the mask is 0, and a keypoint that falls there has a score of 0. A box
+        that is empty, is not finite or lies outside of its frame altogether keeps its place in the result, with mask,
+        keypoints and presence 0 (``ops.crops`` makes a black crop of it).
+
+        Args:
+            frames: uint8 [H, W, 3], RGB; a batch [N, H, W, 3]; or a list of frames of any sizes.
+            boxes: float32 [K, 4], x1, y1, x2, y2 in pixels of the frame; for a batch or a list of frames a list of
+                such, one tensor a frame.
+            size: (h, w) of the people's crops, in whose coordinates the answers are.
+            shorter: what the shorter side of a frame is resized to, the longer one at most 1333; None leaves frames as
+                they are. A person should be about as large as in training: 256 pixels high for crops.
+            keypoint_masks: also return keypoint masks [K, 17, 56, 56], which span the crops.
+
+        Returns:
+            :class:`People`, in the order of frames, then boxes; ``scores`` is the presence.
+
+        Raises:
+            TypeError, ValueError: a frame, a tensor of boxes or their number is wrong.
+            RuntimeError: the module is in training mode.
+        """
+        self._check_mode()
+        with torch.no_grad(), torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return on_frames.estimate_people(
+                self,
+                self._prepared.network(self),
+                frames,
+                boxes,
+                size=_checked_pair(size),
+                shorter=_checked_shorter(shorter),
+                keypoint_masks=keypoint_masks,
+            )
+
+    def detect(
+        self,
+        frames: torch.Tensor | Sequence[torch.Tensor],
+        *,
+        size: tuple[int, int] = (256, 128),
+        shorter: int | None = SHORTER,
+        score: float = 0.5,
+        nms: float = 0.5,
+        most: int = 100,
+        keypoint_masks: bool = False,
+    ) -> People:
+        """Find the people on full frames, with their masks and keypoints.
+
+        Args:
+            frames: as for :meth:`estimate_people`.
+            size: (h, w) of the people's crops, in whose coordinates the answers are.
+            shorter: what the shorter side of a frame is resized to, the longer one at most 1333; None leaves frames as
+                they are. Torchvision's weights were trained at 800.
+            score: the lowest score that counts as a person.
+            nms: of two boxes that overlap by more than this (IoU) only the surer one stays.
+            most: the largest number of people of a frame; the surest stay.
+            keypoint_masks: also return keypoint masks [K, 17, 56, 56], which span the crops.
+
+        Returns:
+            :class:`People`, in the order of frames, the surest first; presence is the score.
+
+        Raises:
+            TypeError, ValueError: a frame or an argument is wrong.
+            RuntimeError: the module is in training mode.
+        """
+        self._check_mode()
+        with torch.no_grad(), torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return on_frames.detect(
+                self,
+                self._prepared.network(self),
+                frames,
+                size=_checked_pair(size),
+                shorter=_checked_shorter(shorter),
+                score=score,
+                nms=nms,
+                most=most,
+                keypoint_masks=keypoint_masks,
+            )
+
+    def losses(
+        self,
+        images: torch.Tensor | Sequence[torch.Tensor],
+        targets: Sequence[Target | Mapping[str, Any]],
+        *,
+        jitter: float = 0.1,
+        background: int = 2,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The losses of one training step, to be added up; apart from MA, and in train mode only.
+
+        In ``box`` mode the given boxes train the mask, keypoint and box heads: no proposals are made. Each edge of a
+        box moves by up to ``jitter`` of the box's side, and random boxes that show nobody teach presence. In
+        ``detect`` mode everything is trained as torchvision trains it, proposals included.
+
+        Args:
+            images: uint8 [N, H, W, 3], RGB, or a list of uint8 [H, W, 3] of any sizes; taken as they are, not resized.
+            targets: one a picture: a :class:`~mgran_fast.mra.detector_losses.Target`, or a dict of its fields.
+            jitter: box mode: at least 0 and below 0.5.
+            background: box mode: how many boxes of background are wanted a picture; there may be no room for them.
+            generator: box mode: what draws the boxes, on the CPU; torch's own for None.
+
+        Returns:
+            Scalars, float32: loss_classifier, loss_box_reg, loss_mask (binary cross-entropy), loss_keypoint
+            (cross-entropy over the cells), in detect mode loss_objectness and loss_rpn_box_reg as well. A loss that
+            nobody has labels for is 0 and has gradients of 0.
+
+        Raises:
+            TypeError, ValueError: a picture or a target is wrong; the message names it.
+            RuntimeError: the module is in eval mode.
+        """
+        if not self.training:
+            raise RuntimeError("losses() is for training: call .train() first")
+        return detector_losses.losses(self, images, targets, jitter=jitter, background=background, generator=generator)
+
+    @torch.no_grad()
+    def calibrate(self, images: torch.Tensor | Sequence[torch.Tensor]) -> None:
+        """Set frozen batch norm's statistics from a batch: for training from random weights, once, before it starts.
+
+        Frozen batch norm that starts from random weights normalises nothing, and activations grow from block to block.
+        Here each layer takes mean and variance of what reaches it, so that training begins as with live batch norm.
+
+        Args:
+            images: as for :meth:`losses`; a few dozen crops are enough.
+        """
+        batch = detector_losses.batch(images, next(self.parameters()))
+        for backbone in filter(None, (self.backbone, self.keypoint_backbone)):
+            norms = [module for module in backbone.modules() if isinstance(module, FrozenBatchNorm2d)]
+            hooks = [norm.register_forward_pre_hook(_measure) for norm in norms]
+            try:
+                backbone(batch)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+    def _check_mode(self) -> None:
+        if self.training:
+            raise RuntimeError("MaskRCNN estimates in eval mode only: call .eval(); it is trained apart from MGRAN")
+
     def _images(self, crops: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, tuple[int, int]]:
         """Normalised images [N, 3, h, w], h and w multiples of 32, and the height and width that the crop fills."""
-        # Python numbers, no tensors: nothing is copied to the device. Stacked last and permuted: channels_last.
-        planes = [(crops[..., i].float() / 255 - MEAN[i]) / STD[i] for i in range(3)]
-        images = torch.stack(planes, dim=3).permute(0, 3, 1, 2)
-        height, width = self._working_size(crops.shape[1], crops.shape[2])
-        if images.shape[2:] != (height, width):
-            images = functional.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
-        images = functional.pad(images, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
-        return images.to(dtype), (height, width)
-
-    def _working_size(self, height: int, width: int) -> tuple[int, int]:
         size = SHORTER if self.size is None and self.mode == "detect" else self.size
-        if size is None:
-            return height, width
-        if isinstance(size, tuple):
-            return size
-        scale = min(size / min(height, width), LONGER / max(height, width))
-        # The tiny addend undoes rounding: 3 * (1 / 3) pixels are one pixel.
-        return max(1, math.floor(height * scale + 1e-6)), max(1, math.floor(width * scale + 1e-6))
+        working = people.working_size(crops.shape[1], crops.shape[2], size)
+        return people.normalised(crops, working, dtype), working
 
-    def _features(self, images: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """The feature maps for masks and boxes, and those for keypoints."""
-        features = self.backbone(images)
-        return features, features if self.keypoint_backbone is None else self.keypoint_backbone(images)
+    def _estimate_in_box(self, network: Network, crops: torch.Tensor, keypoint_masks: bool) -> Estimate:
+        images, (h, w) = self._images(crops, network.dtype)
+        size = (crops.shape[1], crops.shape[2])
+        level = people.level_of(h, w)
+        numbers = torch.arange(len(crops), device=crops.device)
+        rois = people.as_rois(people.whole(len(crops), h, w, crops.device), numbers)
+        answers = people.answer(network, network.features(images, (level,)), rois, self.person_label, level)
+        return Estimate(
+            people.resized(answers.mask, size),
+            people.keypoints_in(answers.heatmaps, size),
+            answers.presence,
+            decode.keypoint_masks(answers.heatmaps) if keypoint_masks else None,
+        )
 
-    def _estimate_in_box(self, crops: torch.Tensor, dtype: torch.dtype, keypoint_masks: bool) -> Estimate:
+    def _detect(self, network: Network, crops: torch.Tensor, keypoint_masks: bool) -> Estimate:
         heads: Any = self.roi_heads
-        images, (h, w) = self._images(crops, dtype)
-        features, keypoint_features = self._features(images)
-        logits, _ = heads.box_predictor(heads.box_head(_whole_crop(features, h, w, heads.box_roi_pool)))
-        presence = logits.float().softmax(dim=1)[:, self.person_label]
-        small = heads.mask_predictor(heads.mask_head(_whole_crop(features, h, w, heads.mask_roi_pool)))
-        # No fading border as in torchvision's pasting: a person that the crop cuts off goes on up to its edge.
-        mask = functional.interpolate(
-            small[:, self.person_label, None].float().sigmoid(),
-            size=crops.shape[1:3],
-            mode="bilinear",
-            align_corners=False,
-        )[:, 0]
-        pooled = _whole_crop(keypoint_features, h, w, heads.keypoint_roi_pool)
-        heatmaps = heads.keypoint_predictor(heads.keypoint_head(pooled))
-        keypoints = decode.decode_keypoints(heatmaps, _whole(len(crops), crops.shape[1], crops.shape[2], crops.device))
-        return Estimate(mask, keypoints, presence, decode.keypoint_masks(heatmaps) if keypoint_masks else None)
-
-    def _detect(self, crops: torch.Tensor, keypoint_masks: bool) -> Estimate:
-        heads: Any = self.roi_heads
-        images, (h, w) = self._images(crops, torch.float32)
-        features, keypoint_features = self._features(images)
-        frames = [(h, w)] * len(crops)
-        proposals, _ = self.rpn(ImageList(images, frames), features)
-        logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, frames)))
-        found = heads.postprocess_detections(logits.float(), deltas.float(), proposals, frames)
-        chosen = [
-            _choose(boxes, scores, labels, (h, w), self.person_label)
-            for boxes, scores, labels in zip(*found, strict=True)
-        ]
-        boxes, presence = (torch.stack(column) for column in zip(*chosen, strict=True))
+        images, (h, w) = self._images(crops, network.dtype)
+        features = network.features(images, (*LEVELS, POOL))
+        found = people.find(
+            self,
+            network,
+            images,
+            (h, w),
+            features[0],
+            score=heads.score_thresh,
+            nms=heads.nms_thresh,
+            most=heads.detections_per_img,
+        )
+        n, height, width = crops.shape[:3]
+        chosen = target.choose(found.boxes, found.scores, found.picture, n, (h, w))
+        seen = chosen >= 0
+        # Row -1 of what was found is this one, for crops without anybody: the whole crop, with a score of 0.
+        boxes = torch.cat((found.boxes, people.whole(1, h, w, crops.device)))[chosen]
+        presence = torch.cat((found.scores, found.scores.new_zeros(1)))[chosen]
         # Masks and keypoints are computed for the chosen person alone, not for a hundred detections.
-        rois = list(boxes[:, None])
-        small = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, rois, frames)))
-        pooled = heads.keypoint_roi_pool(keypoint_features, rois, frames)
-        heatmaps = heads.keypoint_predictor(heads.keypoint_head(pooled))
-        seen = (presence > 0)[:, None, None]
-        height, width = crops.shape[1], crops.shape[2]
-        mask = decode.paste(small[:, self.person_label, None].float().sigmoid(), boxes, (h, w), (height, width))
-        in_crop = boxes * torch.tensor([width / w, height / h] * 2, device=boxes.device)
-        keypoints = decode.decode_keypoints(heatmaps, in_crop) * seen
+        rois = people.as_rois(boxes, torch.arange(n, device=crops.device))
+        answers = people.answer(network, features, rois, self.person_label)
+        mask = decode.paste(answers.mask[:, None], boxes, (h, w), (height, width))[:, 0] * seen[:, None, None]
+        in_crop = boxes * boxes.new_tensor([width / w, height / h] * 2)
+        keypoints = decode.decode_keypoints(answers.heatmaps, in_crop) * seen[:, None, None]
         masks = None
         if keypoint_masks:
-            in_box = decode.keypoint_masks(heatmaps)
-            masks = decode.paste(in_box, boxes, (h, w), (in_box.shape[2], in_box.shape[3])) * seen[..., None]
-        return Estimate(mask[:, 0] * seen, keypoints, presence, masks)
+            in_box = decode.keypoint_masks(answers.heatmaps)
+            masks = decode.paste(in_box, boxes, (h, w), (in_box.shape[2], in_box.shape[3]))
+            masks = masks * seen[:, None, None, None]
+        return Estimate(mask, keypoints, presence, masks)
 
     def load_torchvision(
         self,
@@ -247,58 +387,24 @@ class MaskRCNN(nn.Module):
             CheckpointError: a checkpoint is missing, unreadable, or of another network; nothing was changed.
             ValueError: no checkpoint is given, or ``backbone`` does not go with those that are.
         """
-        sources = {role: source for role, source in (("mask", mask), ("keypoints", keypoints)) if source is not None}
-        if not sources:
-            raise ValueError("give mask=, keypoints= or both: a checkpoint file of torchvision, or a state dict")
-        backbone = backbone or ("both" if len(sources) == 2 else next(iter(sources)))
-        if backbone not in ("mask", "keypoints", "both"):
-            raise ValueError(f'backbone must be "mask", "keypoints" or "both", not {backbone!r}')
-        if len(sources) < 2 and backbone not in sources:
-            raise ValueError(
-                f"backbone={backbone!r} needs the other checkpoint as well; only {next(iter(sources))}= is given"
-            )
-        read_in = {role: read_checkpoint(source, role) for role, source in sources.items()}
-        main = "mask" if backbone == "both" else backbone
-        mine = self.state_dict()
-        expected = {key: value for key, value in mine.items() if not key.startswith("keypoint_backbone.")}
-        state = part(read_in[main], ("backbone.", "rpn."), expected, main)
-        box = {key: value for key, value in read_in[main].state.items() if key.startswith("roi_heads.box_")}
-        if main == "keypoints":
-            box = widened(box, self.num_classes, self.person_label)
-        state |= part(type(read_in[main])(read_in[main].name, box, 0.0), ("roi_heads.box_",), expected, main)
-        for role, prefix in (("mask", "roi_heads.mask_"), ("keypoints", "roi_heads.keypoint_")):
-            if role in read_in:
-                state |= part(read_in[role], (prefix,), expected, role)
-        second = part(read_in["keypoints"], ("backbone.",), expected, "keypoints") if backbone == "both" else {}
-        # Everything fits: from here on nothing fails, so the module is never left half loaded.
-        self.load_state_dict({**mine, **state}, strict=True)
-        _set_eps(self.backbone, read_in[main].eps if eps is None else eps)
-        self.keypoint_backbone = None
-        if second:
-            self._add_keypoint_backbone(read_in["keypoints"].eps if eps is None else eps)
-            self.load_state_dict({f"keypoint_{key}": value for key, value in second.items()}, strict=False)
-        for role in ("mask", "keypoints"):
-            if role not in sources:
-                logger.warning("the %s head keeps the weights it had: no checkpoint of it was given", role)
-            elif backbone not in ("both", role):
-                logger.warning("the %s head was trained on another backbone: train it before you trust it", role)
+        loading.load_torchvision(self, mask, keypoints, backbone, eps)
 
-    def _add_keypoint_backbone(self, eps: float) -> None:
+    def add_keypoint_backbone(self, eps: float) -> None:
+        """Give the keypoints a backbone of their own, with random weights and this epsilon of batch norm."""
         weight = next(self.parameters())
-        second = _backbone().to(device=weight.device, dtype=weight.dtype)
-        _set_eps(second, eps)
+        second = _backbone(self.backbone_name).to(weight).to(memory_format=torch.channels_last)
+        loading.set_eps(second, eps)
         self.keypoint_backbone = second.train(self.training)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What changes the answers beside the weights, as plain values: constructor arguments and epsilons."""
+        described = loading.description(self)
+        return {**described.pop("arguments"), **described}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and constructor arguments to a safetensors file, whole or not at all."""
-        metadata = {
-            "format": FORMAT,
-            "version": VERSION,
-            "arguments": {name: getattr(self, name) for name in ("mode", "size", "num_classes", "person_label")},
-            "eps": _eps(self.backbone),
-            "keypoint_eps": None if self.keypoint_backbone is None else _eps(self.keypoint_backbone),
-        }
-        write(path, self.state_dict(), metadata)
+        loading.save(self, path)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> MaskRCNN:
@@ -307,41 +413,11 @@ class MaskRCNN(nn.Module):
         Raises:
             CheckpointError: there is no such file, or it is not a file of :meth:`save`.
         """
-        tensors, metadata = read(path)
-        if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{os.fspath(path)} was not written by MaskRCNN.save; see load_torchvision")
-        if metadata.get("version") != VERSION:
-            version = metadata.get("version")
-            raise CheckpointError(f"{os.fspath(path)} has format version {version}; this release reads {VERSION}")
-        try:
-            arguments = dict(metadata["arguments"])
-            if isinstance(arguments["size"], list):
-                arguments["size"] = tuple(arguments["size"])
-            model = cls(**arguments)
-            _set_eps(model.backbone, float(metadata["eps"]))
-            if metadata["keypoint_eps"] is not None:
-                model._add_keypoint_backbone(float(metadata["keypoint_eps"]))
-            if dtypes := {t.dtype for t in tensors.values() if t.is_floating_point()}:
-                model.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
-            model.load_state_dict(tensors, strict=True)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{os.fspath(path)} does not describe a MaskRCNN: {reason}") from error
-        return model
+        return loading.from_file(cls, path)
 
 
-def _backbone() -> Any:
-    return resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
-
-
-def _eps(backbone: nn.Module) -> float:
-    return next(float(module.eps) for module in backbone.modules() if isinstance(module, FrozenBatchNorm2d))
-
-
-def _set_eps(backbone: nn.Module, eps: float) -> None:
-    for module in backbone.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.eps = eps
+def _backbone(name: str) -> Any:
+    return resnet_fpn_backbone(backbone_name=name, weights=None, trainable_layers=5)
 
 
 def _checked_size(size: tuple[int, int] | int | None) -> tuple[int, int] | int | None:
@@ -354,47 +430,21 @@ def _checked_size(size: tuple[int, int] | int | None) -> tuple[int, int] | int |
     return size
 
 
-def _check_crops(crops: torch.Tensor, device: torch.device) -> None:
-    if not isinstance(crops, torch.Tensor) or crops.dtype != torch.uint8:
-        kind = crops.dtype if isinstance(crops, torch.Tensor) else type(crops).__name__
-        raise TypeError(f"crops must be a uint8 tensor [N, H, W, 3], not {kind}")
-    if crops.dim() != 4 or crops.shape[3] != 3 or crops.shape[1] == 0 or crops.shape[2] == 0:
-        raise ValueError(f"crops must be [N, H, W, 3] with H and W at least 1, not {list(crops.shape)}")
-    if crops.device != device:
-        raise ValueError(f"crops are on {crops.device}, the estimator is on {device}: move one of them")
+def _checked_pair(size: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(size, tuple) or len(size) != 2:
+        raise ValueError(f"size must be (height, width) of the crops in pixels, not {size!r}")
+    _checked_size(size)
+    return size
 
 
-def _whole(n: int, height: int, width: int, device: torch.device) -> torch.Tensor:
-    """n times the box 0, 0, width, height: float32 [n, 4], made on the device."""
-    return torch.stack([torch.full((n,), float(v), device=device) for v in (0, 0, width, height)], dim=1)
+def _checked_shorter(shorter: int | None) -> int | None:
+    if shorter is not None and (isinstance(shorter, bool) or not isinstance(shorter, int) or shorter < 1):
+        raise ValueError(f"shorter must be None or a positive number of pixels, not {shorter!r}")
+    return shorter
 
 
-def _whole_crop(
-    features: Mapping[str, torch.Tensor], height: int, width: int, pool: MultiScaleRoIAlign
-) -> torch.Tensor:
-    """RoIAlign of the box that is the whole crop, [N, C, o, o]: what ``pool`` answers, from one level in one call.
-
-    The level follows the rule of feature pyramid networks (Lin et al. 2017, equation 1): floor(4 + log2(sqrt(h w) /
-    224)), between 2 and 5. All boxes have one size, so it is known without looking at the device.
-    """
-    level = min(max(math.floor(4 + math.log2(math.sqrt(height * width) / 224) + 1e-6), 2), 5) - 2
-    source = features[LEVELS[level]]
-    index = torch.arange(len(source), device=source.device, dtype=torch.float32)
-    rois = torch.cat((index[:, None], _whole(len(source), height, width, source.device)), dim=1)
-    pooled: torch.Tensor = roi_align(source.float(), rois, pool.output_size, 1 / STRIDES[level], pool.sampling_ratio)
-    return pooled.to(source.dtype)
-
-
-def _choose(
-    boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, frame: tuple[int, int], person: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The box [4] and score of the person that the crop is about; the whole frame and 0 when there is none."""
-    boxes, scores = boxes[labels == person], scores[labels == person]
-    height, width = frame
-    if len(boxes) == 0:
-        return boxes.new_tensor([0.0, 0.0, width, height]), scores.new_zeros(())
-    lower = boxes.new_tensor([width / 4, height / 4])
-    sides = (torch.minimum(boxes[:, 2:], 3 * lower) - torch.maximum(boxes[:, :2], lower)).clamp(min=0)
-    share = sides.prod(dim=1) / (width * height / 4)
-    best = (scores * share.clamp(min=1e-3)).argmax()
-    return boxes[best], scores[best]
+def _measure(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    x: Any = inputs[0].float()
+    layer: Any = norm
+    layer.running_mean.copy_(x.mean(dim=(0, 2, 3)))
+    layer.running_var.copy_(x.var(dim=(0, 2, 3), correction=0))

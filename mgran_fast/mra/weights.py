@@ -6,7 +6,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,19 +205,66 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[st
     Raises:
         CheckpointError: there is no such file, it is no safetensors file, or its metadata is not a JSON object.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give the path of a checkpoint that is on this machine")
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        return tensors, _metadata(path, file)
+
+
+def read_format(path: str | os.PathLike[str]) -> str:
+    """What a safetensors file of this library holds: the format that its writer named; empty for files of others.
+
+    Raises CheckpointError as :func:`read` does; no tensor is read.
+    """
+    with _opened(path) as file:
+        return str(_metadata(path, file).get("format", ""))
+
+
+def read_own(
+    path: str | os.PathLike[str], kind: str, version: int, hint: str = ""
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """:func:`read` of a file whose metadata must name the format ``mgran_fast.<kind>`` in this version.
+
+    Args:
+        hint: what the error for another file ends with.
+
+    Raises:
+        CheckpointError: as :func:`read`, or the format or its version is another one.
+    """
+    tensors, metadata = read(path)
+    if metadata.get("format") != f"mgran_fast.{kind}":
+        raise CheckpointError(f"{os.fspath(path)} was not written by {kind}.save{hint}")
+    if metadata.get("version") != version:
+        found = metadata.get("version")
+        raise CheckpointError(f"{os.fspath(path)} has format version {found}; this release reads {version}")
+    return tensors, metadata
+
+
+@contextmanager
+def undescribed(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Turn what goes wrong in making a module from a file's tensors and metadata into one CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{os.fspath(path)} does not describe a {kind}: {reason}") from error
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    if not Path(path).is_file():
+        raise CheckpointError(f"{os.fspath(path)}: no such file; give the path of a checkpoint that is on this machine")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            text = (file.metadata() or {}).get("mgran_fast", "{}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            yield file
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file") from error
+        raise CheckpointError(f"{os.fspath(path)} is not a complete safetensors file") from error
+
+
+def _metadata(path: str | os.PathLike[str], file: Any) -> dict[str, Any]:
     try:
-        metadata = json.loads(text)
+        metadata = json.loads((file.metadata() or {}).get("mgran_fast", "{}"))
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: its metadata is not JSON") from error
+        raise CheckpointError(f"{os.fspath(path)}: its metadata is not JSON") from error
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: its metadata is not a JSON object")
-    return tensors, metadata
+        raise CheckpointError(f"{os.fspath(path)}: its metadata is not a JSON object")
+    return metadata

