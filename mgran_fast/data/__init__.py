@@ -1,6 +1,7 @@
 """Reading data sets, masks and pictures, and feeding them to training and evaluation."""
 
 from mgran_fast.data.augment import Augment
+from mgran_fast.data.cache import Masks, RegionCache, find_masks
 from mgran_fast.data.dataset import BadPicture, Batch, CropDataset, Problems, Sample, collate
 from mgran_fast.data.market import read_market
 from mgran_fast.data.masks import MaskFiles, RegionSource
@@ -15,12 +16,15 @@ __all__ = [
     "CropDataset",
     "DataSet",
     "MaskFiles",
+    "Masks",
     "PKBatchSampler",
     "Problems",
     "Record",
+    "RegionCache",
     "RegionSource",
     "Sample",
     "collate",
+    "find_masks",
     "read_market",
     "read_mask",
     "read_picture",

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mgran_fast import layouts
-from mgran_fast.data.masks import MaskFiles
+from mgran_fast.data.cache import PRESENT, Masks, RegionCache, Regions
 from mgran_fast.data.pictures import read_picture_and_shape
 from mgran_fast.data.records import Record
 from mgran_fast.errors import DataError
@@ -41,6 +41,8 @@ class Sample:
         empty_mask: the map has no foreground, or there is no mask file: the whole crop counts as global input and
             no region is visible.
         no_keypoints: no keypoint reaches the threshold: the regions are bands of the mask's box.
+        no_person: whoever made the mask gives the crop a presence below 0.5: it likely shows nobody. It is used like
+            any other; that it is one of these is counted.
     """
 
     crop: torch.Tensor
@@ -51,6 +53,7 @@ class Sample:
     index: int
     empty_mask: bool
     no_keypoints: bool
+    no_person: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Batch:
         crops: uint8 [N, H, W, 3], RGB.
         region_maps: uint8 [N, H, W].
         labels, persons, cameras, indices: int64 [N]; see :class:`Sample`.
-        empty_masks, no_keypoints: bool [N].
+        empty_masks, no_keypoints, no_person: bool [N].
         bad: the crops that are missing from the batch.
     """
 
@@ -85,6 +88,7 @@ class Batch:
     indices: torch.Tensor
     empty_masks: torch.Tensor
     no_keypoints: torch.Tensor
+    no_person: torch.Tensor
     bad: tuple[BadPicture, ...] = ()
 
     def __len__(self) -> int:
@@ -104,11 +108,12 @@ class Batch:
 
 
 class CropDataset(Dataset["Sample | BadPicture"]):
-    """Reads crops and builds their region maps from masks and keypoints on disk.
+    """Reads crops, and their region maps from a cache or from masks and keypoints on disk.
 
     Args:
         records: the crops.
-        masks: where their masks and keypoints are; may be None for a layout that looks at none ("none").
+        masks: where their masks and keypoints are, or their region maps that were computed before; may be None for a
+            layout that looks at none ("none").
         size: (height, width) in pixels that every crop is resized to.
         layout: the body layout of the region maps, by name or itself.
         labels: the class of each person, for training; None gives -1.
@@ -118,13 +123,14 @@ class CropDataset(Dataset["Sample | BadPicture"]):
 
     Raises:
         ValueError: masks are needed and missing, a person has no label, or a number is out of its range.
+        DataError: the region cache was made with another ``threshold``.
     """
 
     def __init__(
         self,
         records: Sequence[Record],
         *,
-        masks: MaskFiles | None,
+        masks: Masks | None,
         size: tuple[int, int] = (256, 128),
         layout: str | Layout = "region",
         labels: Mapping[int, int] | None = None,
@@ -142,6 +148,8 @@ class CropDataset(Dataset["Sample | BadPicture"]):
             raise ValueError(f"threshold must be between 0 and 1, not {threshold!r}")
         if not 0 <= keypoint_threshold <= 1:
             raise ValueError(f"keypoint_threshold must be between 0 and 1, not {keypoint_threshold!r}")
+        if isinstance(masks, RegionCache) and not self.layout.whole:
+            masks.check_threshold(threshold)
         if labels is not None:
             unknown = sorted({record.person for record in records} - set(labels))
             if unknown:
@@ -165,10 +173,10 @@ class CropDataset(Dataset["Sample | BadPicture"]):
         record = self.records[index]
         try:
             image, shape = read_picture_and_shape(record.path, self.size)
-            region_map, empty_mask, no_keypoints = self._regions(record, shape)
+            found = self._regions(record, shape)
         except DataError as error:
             return BadPicture(index, str(error), self.size)
-        crop = torch.from_numpy(image)
+        crop, region_map = torch.from_numpy(image), found.region_map
         if self.augment is not None:
             crop, region_map = self.augment(crop, region_map)
         return Sample(
@@ -178,20 +186,24 @@ class CropDataset(Dataset["Sample | BadPicture"]):
             person=record.person,
             camera=record.camera,
             index=index,
-            empty_mask=empty_mask,
-            no_keypoints=no_keypoints,
+            empty_mask=found.empty_mask,
+            no_keypoints=found.no_keypoints,
+            no_person=found.no_person,
         )
 
-    def _regions(self, record: Record, shape: tuple[int, int]) -> tuple[torch.Tensor, bool, bool]:
-        """The region map uint8 [H, W], and whether mask and keypoints were of no use."""
+    def _regions(self, record: Record, shape: tuple[int, int]) -> Regions:
         if self.layout.whole or self.masks is None:
-            return torch.ones(self.size, dtype=torch.uint8), False, False
+            return Regions(torch.ones(self.size, dtype=torch.uint8), False, False, False)
+        if isinstance(self.masks, RegionCache):
+            return self.masks.regions(record.path, self.size, self.layout, keypoint_threshold=self.keypoint_threshold)
         source = self.masks.find(record.path, shape)
+        nothing = torch.zeros(self.size, dtype=torch.uint8)
         if source is None:
-            return torch.zeros(self.size, dtype=torch.uint8), True, True
+            return Regions(nothing, True, True, False)
         no_keypoints = not bool((source.keypoints[:, 2] >= self.keypoint_threshold).any())
+        no_person = source.presence < PRESENT
         if not source.has_mask:
-            return torch.zeros(self.size, dtype=torch.uint8), True, no_keypoints
+            return Regions(nothing, True, no_keypoints, no_person)
         # Imported here: reading data must not need the compiled ops, nor the ops this module's importers.
         from mgran_fast import ops
 
@@ -205,7 +217,7 @@ class CropDataset(Dataset["Sample | BadPicture"]):
             threshold=self.threshold,
             keypoint_threshold=self.keypoint_threshold,
         )[0]
-        return region_map, not bool(region_map.any()), no_keypoints
+        return Regions(region_map, not bool(region_map.any()), no_keypoints, no_person)
 
 
 def collate(samples: Sequence[Sample | BadPicture]) -> Batch:
@@ -232,6 +244,7 @@ def collate(samples: Sequence[Sample | BadPicture]) -> Batch:
         indices=column([sample.index for sample in good]),
         empty_masks=column([sample.empty_mask for sample in good], torch.bool),
         no_keypoints=column([sample.no_keypoints for sample in good], torch.bool),
+        no_person=column([sample.no_person for sample in good], torch.bool),
         bad=bad,
     )
 

@@ -133,6 +133,11 @@ class MaskFiles:
             has_mask=has_mask,
         )
 
+    def joints(self, path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], float] | None:
+        """Keypoints float32 [17, 3] and presence (NaN where it is not told) of one crop, or None; no mask is read."""
+        row = self._rows.get(self._relative(Path(path)).as_posix())
+        return None if row is None else (self._keypoints[row].copy(), float(self._presence[row]))
+
     def _relative(self, path: Path) -> Path:
         near = Path(path.parent.name, path.name)
         try:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from mgran_fast.data import Batch, CropDataset, MaskFiles, Problems, Record, collate
+from mgran_fast.data import Batch, CropDataset, Masks, Problems, Record, collate
+from mgran_fast.data.cache import PRESENT
 from mgran_fast.errors import DataError
 from mgran_fast.metrics.ranking import Ranking, Top, rank, top
 from mgran_fast.model import MGRAN
@@ -31,6 +32,7 @@ class Embedded:
         empty_masks, no_keypoints: how many pictures had no mask, and no usable keypoint.
         problems: the pictures that could not be read.
         seconds: the time that reading and embedding took.
+        no_person: how many pictures have a presence below 0.5, see :class:`mgran_fast.data.Sample`.
     """
 
     vectors: torch.Tensor
@@ -42,6 +44,7 @@ class Embedded:
     no_keypoints: int
     problems: Problems
     seconds: float
+    no_person: int = 0
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -57,7 +60,8 @@ class Evaluation:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many pictures were embedded and which of them were odd."""
+        """How many pictures were embedded and which of them were odd; a presence below 0.5 only where there is one."""
+        absent = self.query.no_person + self.gallery.no_person
         return {
             "queries": len(self.query),
             "gallery": len(self.gallery),
@@ -65,6 +69,7 @@ class Evaluation:
             "no keypoints": self.query.no_keypoints + self.gallery.no_keypoints,
             "unreadable pictures": self.query.problems.count + self.gallery.problems.count,
             "queries without a match": len(self.ranking.unmatched),
+            **({"presence below 0.5": absent} if absent else {}),
         }
 
     def top(self, k: int = 10) -> Top:
@@ -76,7 +81,7 @@ class Evaluation:
 def embed(
     model: MGRAN,
     records: Sequence[Record],
-    masks: MaskFiles | None,
+    masks: Masks | None,
     *,
     batch_size: int = 32,
     workers: int = 0,
@@ -85,7 +90,8 @@ def embed(
     """Embed the pictures of ``records`` in eval mode, on the device where the model is.
 
     Args:
-        masks: where their masks lie; None runs the model's own estimator (or no mask at all for layout none).
+        masks: where their masks or region maps lie; None runs the model's own estimator (or no mask at all for layout
+            none).
         batch_size, workers: pictures at once, and processes that read them.
         progress: called with (pictures done, pictures in all).
     """
@@ -95,7 +101,7 @@ def embed(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    problems, done, empty, unposed = Problems(), 0, 0, 0
+    problems, done, empty, unposed, absent = Problems(), 0, 0, 0, 0
     vectors, visible, persons, cameras, indices = [], [], [], [], []
     try:
         for batch in loader:
@@ -108,6 +114,7 @@ def embed(
                     estimate = model.estimate(moved.crops)
                     maps = model.regions(moved.crops, estimate.mask, estimate.keypoints)
                     empty += int((maps == 0).flatten(1).all(1).sum())
+                    absent += int((estimate.presence < PRESENT).sum())
                     unposed += int((estimate.keypoints[..., 2] < model.keypoint_threshold).all(1).sum())
                 encoding = model.encode(moved.crops, region_map=maps)
                 vectors.append(encoding.vector.cpu())
@@ -115,9 +122,10 @@ def embed(
                 persons.append(batch.persons)
                 cameras.append(batch.cameras)
                 indices.append(batch.indices)
-                # Both are False throughout when an estimator looks, and were counted above.
+                # All are False throughout when an estimator looks, and were counted above.
                 empty += int(batch.empty_masks.sum())
                 unposed += int(batch.no_keypoints.sum())
+                absent += int(batch.no_person.sum())
             if progress is not None:
                 progress(done, len(records))
     finally:
@@ -135,10 +143,11 @@ def embed(
         unposed,
         problems,
         time.perf_counter() - start,
+        absent,
     )
 
 
-def crops_for(model: MGRAN, records: Sequence[Record], masks: MaskFiles | None) -> tuple[CropDataset, bool]:
+def crops_for(model: MGRAN, records: Sequence[Record], masks: Masks | None) -> tuple[CropDataset, bool]:
     """The pictures as a model wants them read, and whether its own estimator shall look at them.
 
     It shall where there are no mask files and the layout wants masks. The crops then come alone, at the model's size
@@ -163,7 +172,7 @@ def evaluate(
     model: MGRAN,
     query: Sequence[Record],
     gallery: Sequence[Record],
-    masks: MaskFiles | None,
+    masks: Masks | None,
     *,
     batch_size: int = 32,
     workers: int = 0,

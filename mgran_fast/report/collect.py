@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import mgran_fast
 from mgran_fast import ops
-from mgran_fast.data import DataSet, MaskFiles, Record, Sample
+from mgran_fast.data import DataSet, Masks, Record, Sample
 from mgran_fast.data.pictures import read_picture_and_shape
 from mgran_fast.metrics.evaluation import Evaluation, crops_for
 from mgran_fast.model import MGRAN
@@ -54,7 +54,7 @@ class Pictures:
         masks: where the masks lie, or None.
     """
 
-    def __init__(self, model: MGRAN, masks: MaskFiles | None) -> None:
+    def __init__(self, model: MGRAN, masks: Masks | None) -> None:
         self.model, self.masks = model, masks
 
     def sample(self, record: Record) -> Sample | None:

@@ -18,7 +18,7 @@ from mgran_fast.data import (
     Batch,
     CropDataset,
     DataSet,
-    MaskFiles,
+    Masks,
     PKBatchSampler,
     Problems,
     Sample,
@@ -79,7 +79,7 @@ class SeededCrops(Dataset["Sample | BadPicture"]):
 class TrainingData(pl.LightningDataModule):
     """Batches of P people with K augmented pictures each."""
 
-    def __init__(self, dataset: DataSet, masks: MaskFiles | None, config: TrainConfig) -> None:
+    def __init__(self, dataset: DataSet, masks: Masks | None, config: TrainConfig) -> None:
         super().__init__()
         self.dataset, self.masks, self.config = dataset, masks, config
         self.labels = {person: label for label, person in enumerate(dataset.people())}
@@ -155,8 +155,10 @@ class TrainingModule(pl.LightningModule):
         # An epoch may show a picture twice.
         flags = torch.cat(self._flags, 1).cpu().unique(dim=1)
         self._flags.clear()
-        total, (no_mask, no_keypoints) = flags.shape[1], flags[1:].sum(1).tolist()
+        total, (no_mask, no_keypoints, no_person) = flags.shape[1], flags[1:].sum(1).tolist()
         self.counts = {"training pictures without a mask": no_mask, "training pictures without keypoints": no_keypoints}
+        if no_person:
+            self.counts["training pictures with a presence below 0.5"] = no_person
         if 2 * no_mask > total:
             _log.warning(
                 "%d of %d training pictures have no mask, or an empty one (%d no keypoints): they show no region and"
@@ -177,7 +179,8 @@ class TrainingModule(pl.LightningModule):
         self.shown += len(batch)
         if self.counts is None and len(batch):
             # Summed up at the end of the epoch: a look at them now would wait for the GPU.
-            self._flags.append(torch.stack([batch.indices, batch.empty_masks.long(), batch.no_keypoints.long()]))
+            odd = (batch.empty_masks.long(), batch.no_keypoints.long(), batch.no_person.long())
+            self._flags.append(torch.stack([batch.indices, *odd]))
         if len(batch) < 2:
             # Nothing to learn from; Lightning goes on with the next batch.
             return None

@@ -431,7 +431,7 @@ def test_batch_moves_as_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append(self) or self)
     pinned = torch.utils.data._utils.pin_memory.pin_memory(batch)
     assert isinstance(pinned, Batch)
-    assert len(asked) == 8
+    assert len(asked) == 9
     assert pinned.bad == batch.bad
 
 
