@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from mgran_fast import layouts, ops
-from mgran_fast.errors import CheckpointError
 from mgran_fast.ma.trunk import STATISTICS, TRUNKS
-
-# What a resumed run may change: the result does not depend on it.
-_FREE_ON_RESUME = ("workers", "evaluate_every")
+from mgran_fast.train.settings import Settings
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Settings of a run. The defaults are the field's usual ones for a ResNet-50 at 256x128.
 
     Attributes:
@@ -108,35 +100,3 @@ class TrainConfig:
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {self.std}")
         layouts.get(self.layout)
-
-    def save(self, path: Path, data: str = "") -> None:
-        """Write as JSON, whole or not at all; ``data`` is a digest of the training data, kept beside the settings."""
-        draft = path.with_name(f".{path.name}.partial")
-        draft.write_text(json.dumps({**dataclasses.asdict(self), "data": data}, indent=2) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-
-    def check_resume(self, path: Path, data: str = "") -> None:
-        """Raise CheckpointError unless the run whose settings lie at ``path`` can go on with these and this data.
-
-        Everything must be the same but workers, evaluate_every, and a precision that is "auto" on either side.
-        """
-        try:
-            before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot resume, its settings are not readable ({error})") from None
-        if not isinstance(before, dict):
-            raise CheckpointError(f"{path}: cannot resume, its settings are no JSON object")
-        now = json.loads(json.dumps(dataclasses.asdict(self)))
-        for name in now:
-            if name in _FREE_ON_RESUME or (name == "precision" and "auto" in (before.get(name), now[name])):
-                continue
-            if before.get(name) != now[name]:
-                raise CheckpointError(
-                    f"{path.parent}: cannot resume, the run has {name}={before.get(name)!r} and you ask for"
-                    f" {now[name]!r}; use the same settings, or another --output"
-                )
-        if before.get("data") != data:
-            raise CheckpointError(
-                f"{path.parent}: cannot resume, the run was made with other training pictures or people;"
-                " use the same data, or another --output"
-            )

@@ -6,14 +6,15 @@ from typing import Literal
 
 import torch
 
+from mgran_fast.mra.inference import computes
+
 
 def computes_bf16(device: str) -> bool:
     """Whether ``device`` ("cpu" or "cuda") has instructions for bfloat16, rather than emulating them slowly."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Without such instructions bfloat16 is emulated, and slower than float32.
-    cpu = torch.cpu
-    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+    return computes(torch.bfloat16, torch.device("cpu"))
 
 
 def lightning_precision(precision: str, device: str) -> Literal["bf16-mixed", "32-true"]:

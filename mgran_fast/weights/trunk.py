@@ -12,7 +12,16 @@ from mgran_fast.model import MGRAN
 
 
 def load_trunk(model: MGRAN, path: Path) -> None:
-    """Load torchvision's ResNet weights of the model's trunk from a .pth or .safetensors file.
+    """Load torchvision's ResNet weights of the trunk from a .pth or .safetensors file. Raises CheckpointError."""
+    state = read_state(path)
+    try:
+        model.ma.trunk.load_torchvision(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a .pth or .safetensors file.
 
     Only tensors are read (``weights_only``): the file cannot run code. Raises CheckpointError.
     """
@@ -27,7 +36,4 @@ def load_trunk(model: MGRAN, path: Path) -> None:
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")
-    try:
-        model.ma.trunk.load_torchvision(state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    return state

@@ -23,8 +23,9 @@ from mgran_fast.data import Batch, DataSet, MaskFiles, PKBatchSampler, read_mark
 from mgran_fast.errors import CheckpointError, DataError
 from mgran_fast.model import MGRAN
 from mgran_fast.train.config import TrainConfig
+from mgran_fast.train.lightning import AtomicFiles
 from mgran_fast.train.module import TrainingModule
-from mgran_fast.train.run import CHECKPOINT, SETTINGS, STATE, TrainResult, _AtomicFiles, build, check, digest, train
+from mgran_fast.train.run import CHECKPOINT, SETTINGS, STATE, TrainResult, build, check, digest, train
 
 Settings = Callable[..., TrainConfig]
 
@@ -434,7 +435,7 @@ def test_check_touches_nothing(tiny: DataSet, settings: Settings, finished: Path
 
 def test_a_state_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed while it writes its state keeps the one before."""
-    files, state = _AtomicFiles(), tmp_path / "last.ckpt"
+    files, state = AtomicFiles(), tmp_path / "last.ckpt"
     files.save_checkpoint({"epoch": 1}, state)
 
     def killed(self: object, checkpoint: object, path: Path, storage_options: object = None) -> None:

@@ -1,0 +1,1 @@
+"""Training of mask and keypoint estimators, apart from MA."""
