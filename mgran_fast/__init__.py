@@ -3,7 +3,7 @@
     import mgran_fast
 
     model = mgran_fast.MGRAN(layout="region").eval()
-    embeddings = model(crops, masks, keypoints)   # uint8 [N, H, W, 3] -> float32 [N, 4 * 2048]
+    embeddings = model(crops)   # uint8 [N, H, W, 3] -> float32 [N, 4 * 2048]; masks from the RegionNet in the wheel
 
 Names are loaded when first used, so that ``import mgran_fast`` is quick and needs no extension, GPU or driver.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mgran_fast.metrics.ranking import rank
     from mgran_fast.model import MGRAN
     from mgran_fast.mra.maskrcnn import MaskRCNN
+    from mgran_fast.mra.regionnet import RegionNet
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "DataError",
     "MGRANError",
     "MaskRCNN",
+    "RegionNet",
     "__version__",
     "doctor",
     "layouts",
@@ -43,6 +45,7 @@ _HOMES = {
     "DataError": "mgran_fast.errors",
     "MGRANError": "mgran_fast.errors",
     "MaskRCNN": "mgran_fast.mra.maskrcnn",
+    "RegionNet": "mgran_fast.mra.regionnet",
     "doctor": "mgran_fast.diagnosis",
     "rank": "mgran_fast.metrics.ranking",
 }

@@ -14,6 +14,7 @@ from mgran_fast.aspect import same_aspect
 from mgran_fast.layouts import Layout
 from mgran_fast.ma import MA, MAOutput, concatenate
 from mgran_fast.mra.estimate import Estimate, Estimator
+from mgran_fast.mra.regionnet import RegionNet
 from mgran_fast.ops import checks
 from mgran_fast.ops.inputs import channels
 
@@ -46,7 +47,9 @@ class MGRAN(nn.Module):
         num_classes: number of training identities; 0 for a model that is only ever evaluated.
         layout: body layout: region (head, upper body, lower body), part, box, none, or one of your own.
         shape: "full": every input is a full frame with its background at 0, as published.
-        mra: estimator of masks and keypoints, used for crops that come without.
+        mra: estimator of masks and keypoints, used for crops that come without. None is the
+            :class:`mgran_fast.RegionNet` that comes with the package, loaded when it is first needed; it is no
+            submodule then, so parameters and state dict are MA's alone.
         size: (H, W) that crops are resized to.
         trunk: name of the shared trunk (:data:`mgran_fast.ma.TRUNKS`).
         last_stride: stride of the trunk's last stage.
@@ -96,6 +99,8 @@ class MGRAN(nn.Module):
             pooling=pooling,
         )
         self.mra = mra
+        # Past nn.Module's registration, see the docstring.
+        self.__dict__["_default_mra"] = None
         self.train(self.training)  # which puts the estimator in eval mode
         self._options = {
             "trunk": trunk,
@@ -170,13 +175,18 @@ class MGRAN(nn.Module):
 
     @torch.no_grad()
     def estimate(self, crops: torch.Tensor) -> Estimate:
-        """What the estimator says of crops, uint8 [N, H, W, 3]. Raises ValueError when the model has none."""
-        if self.mra is None:
-            raise ValueError(
-                "no masks: pass masks (and keypoints) or a region_map, or build the model with an estimator"
-                " (mra=mgran_fast.MaskRCNN(...)), or with layout='none'"
-            )
-        return self.mra(crops)
+        """What the estimator says of crops, uint8 [N, H, W, 3]: ``mra``, or the package's RegionNet where it is None.
+
+        Raises CheckpointError when the package's weights are missing from the installation.
+        """
+        if self.mra is not None:
+            return self.mra(crops)
+        default: RegionNet | None = self.__dict__["_default_mra"]
+        if default is None:
+            default = self.__dict__["_default_mra"] = RegionNet.from_pretrained()
+        # Not moved with the model, for it is no submodule.
+        estimate: Estimate = default.to(crops.device)(crops)
+        return estimate
 
     @torch.no_grad()
     def regions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -296,6 +297,22 @@ def test_a_plain_function_is_an_estimator() -> None:
         assert torch.equal(model(pictures()), model(pictures(), *bodies()))
 
 
+def test_without_an_estimator_the_region_net_of_the_package_runs() -> None:
+    model = build()
+    crops = pictures()
+    before = set(model.state_dict())
+    with torch.no_grad():
+        found = mgran_fast.RegionNet.from_pretrained()(crops)
+        want = model(crops, found.mask, found.keypoints)
+        assert torch.equal(model(crops), want)
+        again = copy.deepcopy(model)
+        assert torch.equal(again(crops), want)
+    # It is no part of the model: nothing to train, to save or to load.
+    assert model.mra is None
+    assert set(model.state_dict()) == before
+    assert not any("RegionNet" in type(module).__name__ for module in model.modules())
+
+
 @pytest.mark.parametrize("layout", ["region", "part"])
 def test_mask_rcnn_goes_with_every_layout(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mgran_fast.mra.maskrcnn.MaskRCNN", Estimator)
@@ -339,7 +356,6 @@ MAP = torch.ones(3, *SIZE, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({}, ValueError, r"no masks: pass masks \(and keypoints\) or a region_map, or build the model with an est"),
         ({"keypoints": KEYPOINTS}, ValueError, "keypoints without masks: pass masks as well, or neither"),
         ({"region_map": MAP, "masks": MASKS}, ValueError, "region_map together with masks or keypoints"),
         ({"region_map": MAP, "keypoints": KEYPOINTS}, ValueError, "region_map together with masks or keypoints"),

@@ -49,9 +49,10 @@ def _common(
         logging.getLogger("mgran_fast").setLevel(logging.DEBUG)
 
 
-from mgran_fast.cli import demo, doctor, evaluate, train  # noqa: E402 (they register themselves with the app)
+# They register themselves with the app.
+from mgran_fast.cli import demo, doctor, evaluate, masks, train, train_mra  # noqa: E402
 
-__all__ = ["app", "demo", "doctor", "evaluate", "main", "train"]
+__all__ = ["app", "demo", "doctor", "evaluate", "main", "masks", "train", "train_mra"]
 
 
 def main() -> None:

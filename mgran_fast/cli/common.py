@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from mgran_fast.data import DataSet, MaskFiles
+from mgran_fast.data import DataSet, Masks, find_masks
 from mgran_fast.errors import DataError
 from mgran_fast.metrics.evaluation import Evaluation
 from mgran_fast.metrics.evaluation import Progress as Step
@@ -47,32 +47,33 @@ def parse_channels(option: str, text: str | None) -> tuple[float, float, float] 
     return red, green, blue
 
 
-def open_masks(root: Path, masks: Path | None, *, wanted: bool) -> MaskFiles | None:
-    """The mask files of a data set, or None when its layout wants none.
+def open_masks(root: Path, masks: Path | None, *, wanted: bool) -> Masks | None:
+    """The region cache or the mask files of a data set; None when its layout wants none, or when there are none.
 
     Args:
         root: the data set's folder, searched when ``masks`` is not given.
         wanted: whether the layout looks at masks.
     """
-    if not wanted:
-        return None
-    if masks is None and not MaskFiles.available(root):
-        raise DataError(
-            f"{root}: there is no folder masks/ beside the pictures; name one with --masks, or train on whole crops"
-            " with --layout none"
-        )
-    return MaskFiles(masks or root)
+    return find_masks(root, masks) if wanted else None
 
 
-def open_estimator(mra: str) -> Estimator:
-    """The estimator that ``--mra`` names: a file that MaskRCNN.save wrote, or torchvision's weights where they lie.
+def open_estimator(mra: str = "regionnet") -> Estimator:
+    """The estimator that ``--mra`` names.
+
+    Args:
+        mra: "regionnet" for the one that comes with the package, "torchvision" for the joint Mask R-CNN with
+            torchvision's COCO weights where they lie, or a file that RegionNet.save or MaskRCNN.save wrote.
 
     Raises DataError or CheckpointError.
     """
     from mgran_fast.mra.maskrcnn import MaskRCNN, find_checkpoints
+    from mgran_fast.mra.regionnet import RegionNet
+    from mgran_fast.mra.weights import read_format
 
+    if mra == "regionnet":
+        return RegionNet.from_pretrained()
     if mra != "torchvision":
-        return MaskRCNN.from_file(mra)
+        return RegionNet.from_file(mra) if read_format(mra) == RegionNet.FORMAT else MaskRCNN.from_file(mra)
     found = find_checkpoints()
     if set(found) != {"mask", "keypoints"}:
         raise DataError(
@@ -136,7 +137,7 @@ def write_report(
     title: str,
     model: MGRAN,
     dataset: DataSet,
-    masks: MaskFiles | None,
+    masks: Masks | None,
     results: Mapping[str, Evaluation],
     history: list[dict[str, float]],
     problems: list[str],

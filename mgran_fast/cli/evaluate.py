@@ -18,9 +18,19 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a run.")] = Path(
         "runs/train/model.safetensors"
     ),
-    masks: Annotated[Path | None, typer.Option(help="Folder with masks/ and keypoints.json; default: DATA.")] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Region cache of mgran-fast masks, or folder with masks/ and keypoints.json; default: DATA/regions,"
+            " else DATA."
+        ),
+    ] = None,
     mra: Annotated[
-        str | None, typer.Option(help="Make masks instead: a file that MaskRCNN.save wrote, or 'torchvision'.")
+        str | None,
+        typer.Option(
+            help="Make masks while evaluating: regionnet (which also runs where there are no masks), torchvision, or"
+            " a file that RegionNet.save or MaskRCNN.save wrote."
+        ),
     ] = None,
     layout: Annotated[str | None, typer.Option(help="The layout that the checkpoint must have.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report here.")] = None,
@@ -48,6 +58,8 @@ def evaluate(
     dataset = read_market(data, need=("query", "gallery"))
     common.tell_notes(dataset)
     files = common.open_masks(dataset.root, masks, wanted=mra is None and not model.layout.whole)
+    if files is None and mra is None and not model.layout.whole:
+        common.console.print(f"{dataset.root}: no regions/ nor masks/ beside the pictures; RegionNet makes the masks")
     if files is not None:
         files.check(dataset.gallery, "gallery")
     start = time.perf_counter()

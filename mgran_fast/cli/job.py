@@ -13,7 +13,7 @@ import torch
 import typer
 
 from mgran_fast.cli import common
-from mgran_fast.data import DataSet, MaskFiles
+from mgran_fast.data import DataSet, Masks
 from mgran_fast.errors import DataError, MGRANError
 from mgran_fast.metrics.evaluation import evaluate
 from mgran_fast.train.config import TrainConfig
@@ -33,7 +33,7 @@ def settings(**values: Any) -> TrainConfig:
 
 def train_and_evaluate(
     dataset: DataSet,
-    masks: MaskFiles | None,
+    masks: Masks | None,
     config: TrainConfig,
     output: Path,
     *,

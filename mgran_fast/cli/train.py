@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mgran_fast.cli import WORKERS, app
 from mgran_fast.errors import MGRANError
+
+if TYPE_CHECKING:
+    from mgran_fast.data import DataSet, RegionCache
 
 
 def missing_extra(error: ImportError) -> Exception:
@@ -18,11 +21,28 @@ def missing_extra(error: ImportError) -> Exception:
     return MGRANError(f"training wants packages that are not installed ({error.name}): pip install 'mgran_fast[train]'")
 
 
+def _own_cache(dataset: DataSet, folder: Path, workers: int) -> RegionCache:
+    """Region maps by RegionNet, in the run's own folder: computed once, and there for --resume."""
+    from mgran_fast.cli import common
+    from mgran_fast.cli.masks import compute, market_parts
+    from mgran_fast.data import RegionCache
+
+    common.console.print(f"{dataset.root}: no regions/ nor masks/ beside the pictures; RegionNet makes {folder}")
+    compute(dataset.root, market_parts(dataset), common.open_estimator(), folder, workers=workers)
+    return RegionCache(folder, root=dataset.root)
+
+
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help="Folder in the Market-1501 layout.")],
     output: Annotated[Path, typer.Option(help="Folder for checkpoints and the report.")] = Path("runs/train"),
-    masks: Annotated[Path | None, typer.Option(help="Folder with masks/ and keypoints.json; default: DATA.")] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Region cache of mgran-fast masks, or folder with masks/ and keypoints.json; default: DATA/regions,"
+            " else DATA; where neither is, RegionNet makes OUTPUT/regions."
+        ),
+    ] = None,
     layout: Annotated[str, typer.Option(help="Body layout: region, part, box or none.")] = "region",
     size: Annotated[str, typer.Option(help="Height x width of the crops.")] = "256x128",
     trunk: Annotated[str, typer.Option(help="Shared trunk: resnet18 to resnet152.")] = "resnet50",
@@ -91,7 +111,10 @@ def train(
     )
     dataset = read_market(data)
     common.tell_notes(dataset)
-    files = common.open_masks(dataset.root, masks, wanted=not get(config.layout).whole)
+    wanted = not get(config.layout).whole
+    files = common.open_masks(dataset.root, masks, wanted=wanted)
+    if files is None and wanted:
+        files = _own_cache(dataset, output / "regions", workers)
     outcome = job.train_and_evaluate(
         dataset,
         files,

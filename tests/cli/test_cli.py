@@ -24,7 +24,7 @@ from mgran_fast.mra import Estimate
 from mgran_fast.train.config import TrainConfig
 
 Cli = Callable[..., Any]
-COMMANDS = ("train", "evaluate", "demo", "doctor")
+COMMANDS = ("train", "train-mra", "evaluate", "masks", "demo", "doctor")
 
 
 def plain(text: str) -> str:
@@ -126,6 +126,29 @@ def test_resuming_a_finished_run(trained: Any, tiny: DataSet, quick: tuple[str, 
     assert outcome.code == 0, outcome.err
     assert outcome.json["trained"] == trained.outcome.json["trained"]
     assert (folder / "report.html").is_file()
+
+
+def test_without_masks_the_package_makes_them(copied: Path, quick: tuple[str, ...], tmp_path: Path, cli: Cli) -> None:
+    shutil.rmtree(copied / "masks")
+    (copied / "keypoints.json").unlink()
+    arguments = ("train", "--data", copied, "--output", tmp_path / "run", "--json", *quick)
+    outcome = cli(*arguments)
+    assert outcome.code == 0, outcome.err
+    made = tmp_path / "run" / "regions"
+    assert f"RegionNet makes {made}" in outcome.err
+    assert sorted(file.name for file in made.iterdir()) == [
+        "bounding_box_test.sqlite",
+        "bounding_box_train.sqlite",
+        "query.sqlite",
+    ]
+    assert not (copied / "regions").exists()
+    # On the fly, without the cache, the maps are the same but for the crop that the estimator sees.
+    checkpoint = tmp_path / "run" / "model.safetensors"
+    found = cli("evaluate", "--data", copied, "--checkpoint", checkpoint, "--workers", "0", "--json")
+    assert found.code == 0, found.err
+    assert "RegionNet makes the masks" in found.err
+    cached = cli("evaluate", "--data", copied, "--checkpoint", checkpoint, "--workers", "0", "--masks", made, "--json")
+    assert cached.json["map"] == pytest.approx(outcome.json["trained"]["map"], abs=1e-9)
 
 
 def test_bad_pictures_are_in_the_report(copied: Path, quick: tuple[str, ...], tmp_path: Path, cli: Cli) -> None:
@@ -248,6 +271,7 @@ def test_an_estimator_makes_the_masks(
         return Everything()
 
     monkeypatch.setattr("mgran_fast.mra.maskrcnn.MaskRCNN.from_file", from_file)
+    monkeypatch.setattr("mgran_fast.mra.weights.read_format", lambda path: "mgran_fast.MaskRCNN")
     page = tmp_path / "page.html"
     outcome = cli(
         "evaluate", "--data", copied, "--checkpoint", trained.folder / "model.safetensors", "--workers", "0",

@@ -86,12 +86,6 @@ def test_more_people_than_there_are(train: Cli, tiny: DataSet, tmp_path: Path) -
 # --- masks and keypoints --------------------------------------------------------------------------------------
 
 
-def test_no_masks(train: Cli, evaluate: Cli, copied: Path) -> None:
-    shutil.rmtree(copied / "masks")
-    for command in (train, evaluate):
-        told(command(copied), f"{copied}: there is no folder masks/", "--masks", "--layout none", alone=False)
-
-
 def test_a_wrong_masks_folder(evaluate: Cli, copied: Path, tmp_path: Path) -> None:
     told(evaluate(copied, "--masks", tmp_path), f"{tmp_path / 'masks'}: no such folder", "layout 'none'", alone=False)
 

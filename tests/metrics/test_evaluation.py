@@ -18,6 +18,7 @@ from mgran_fast.metrics.evaluation import embed, evaluate, rank_embedded
 from mgran_fast.metrics.ranking import rank
 from mgran_fast.model import MGRAN
 from mgran_fast.mra.estimate import Estimate
+from mgran_fast.mra.regionnet import RegionNet
 from mgran_fast.reference.ranking import rank as reference_rank
 
 SIZE = (32, 16)
@@ -233,9 +234,12 @@ def test_a_model_with_an_estimator_needs_no_mask_files(tiny: DataSet, model: MGR
     assert (found.gallery.vectors[2] - want[0]).abs().max() < 1e-5
 
 
-def test_a_model_without_an_estimator_says_so(tiny: DataSet, model: MGRAN) -> None:
-    with pytest.raises(ValueError, match="no masks: pass masks"):
-        evaluate(model, tiny.query, tiny.gallery, None)
+def test_a_model_without_an_estimator_takes_the_one_of_the_package(tiny: DataSet, model: MGRAN) -> None:
+    estimating = MGRAN(size=SIZE, trunk="resnet18", mra=RegionNet.from_pretrained())
+    estimating.ma.load_state_dict(model.ma.state_dict())
+    found, want = (evaluate(one, tiny.query, tiny.gallery, None) for one in (model, estimating))
+    assert (found.gallery.vectors == want.gallery.vectors).all()
+    assert found.query.visible.any()
 
 
 def test_whole_crops_need_no_masks(tiny: DataSet) -> None:
