@@ -170,6 +170,7 @@ def write_report(
             seconds=dict(seconds),
             layout=model.layout.name,
             unmatched=collect.unmatched(dataset, evaluation),
+            without_person=collect.without_person(dataset, evaluation),
         ),
         blur_faces=blur_faces,
     )

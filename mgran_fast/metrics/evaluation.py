@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ class Embedded:
         empty_masks, no_keypoints: how many pictures had no mask, and no usable keypoint.
         problems: the pictures that could not be read.
         seconds: the time that reading and embedding took.
-        no_person: how many pictures have a presence below 0.5, see :class:`mgran_fast.data.Sample`.
+        without_person: int64 [K], the places of pictures that show nobody: an empty mask, or a presence below 0.5.
+            They are embedded all the same; with an empty mask, as whole crops without a visible region.
     """
 
     vectors: torch.Tensor
@@ -44,7 +45,7 @@ class Embedded:
     no_keypoints: int
     problems: Problems
     seconds: float
-    no_person: int = 0
+    without_person: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -60,8 +61,8 @@ class Evaluation:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many pictures were embedded and which of them were odd; a presence below 0.5 only where there is one."""
-        absent = self.query.no_person + self.gallery.no_person
+        """How many pictures were embedded and how many of them were odd; those without a person where there are any."""
+        absent = len(self.query.without_person) + len(self.gallery.without_person)
         return {
             "queries": len(self.query),
             "gallery": len(self.gallery),
@@ -69,7 +70,7 @@ class Evaluation:
             "no keypoints": self.query.no_keypoints + self.gallery.no_keypoints,
             "unreadable pictures": self.query.problems.count + self.gallery.problems.count,
             "queries without a match": len(self.ranking.unmatched),
-            **({"presence below 0.5": absent} if absent else {}),
+            **({"crops without a person": absent} if absent else {}),
         }
 
     def top(self, k: int = 10) -> Top:
@@ -101,20 +102,21 @@ def embed(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    problems, done, empty, unposed, absent = Problems(), 0, 0, 0, 0
-    vectors, visible, persons, cameras, indices = [], [], [], [], []
+    problems, done, empty, unposed = Problems(), 0, 0, 0
+    vectors, visible, persons, cameras, indices, absent = [], [], [], [], [], []
     try:
         for batch in loader:
             problems.add(batch.bad)
             done += len(batch) + len(batch.bad)
             if len(batch):
                 moved = batch.to(device)
-                maps = moved.region_maps
+                maps, empty_masks = moved.region_maps, batch.empty_masks
+                nobody = empty_masks | batch.no_person
                 if estimated:
                     estimate = model.estimate(moved.crops)
                     maps = model.regions(moved.crops, estimate.mask, estimate.keypoints)
-                    empty += int((maps == 0).flatten(1).all(1).sum())
-                    absent += int((estimate.presence < PRESENT).sum())
+                    empty_masks = (maps == 0).flatten(1).all(1).cpu()
+                    nobody = empty_masks | (estimate.presence < PRESENT).cpu()
                     unposed += int((estimate.keypoints[..., 2] < model.keypoint_threshold).all(1).sum())
                 encoding = model.encode(moved.crops, region_map=maps)
                 vectors.append(encoding.vector.cpu())
@@ -122,10 +124,10 @@ def embed(
                 persons.append(batch.persons)
                 cameras.append(batch.cameras)
                 indices.append(batch.indices)
-                # All are False throughout when an estimator looks, and were counted above.
-                empty += int(batch.empty_masks.sum())
+                absent.append(batch.indices[nobody])
+                empty += int(empty_masks.sum())
+                # False throughout when an estimator looks, and counted above.
                 unposed += int(batch.no_keypoints.sum())
-                absent += int(batch.no_person.sum())
             if progress is not None:
                 progress(done, len(records))
     finally:
@@ -143,7 +145,7 @@ def embed(
         unposed,
         problems,
         time.perf_counter() - start,
-        absent,
+        torch.cat(absent),
     )
 
 

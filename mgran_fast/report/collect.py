@@ -154,5 +154,15 @@ def unmatched(dataset: DataSet, evaluation: Evaluation) -> list[str]:
     ]
 
 
+def without_person(dataset: DataSet, evaluation: Evaluation) -> list[str]:
+    """One line for each picture in which nobody was found."""
+    sides = ((dataset.query, evaluation.query), (dataset.gallery, evaluation.gallery))
+    return [
+        f"{records[place].path.name}: nobody found; the whole crop counts, or what the mask has"
+        for records, embedded in sides
+        for place in embedded.without_person.tolist()
+    ]
+
+
 def _spread(total: int, count: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total))}) if total else []

@@ -24,7 +24,7 @@ from mgran_fast.errors import DataError
 from mgran_fast.report import pictures
 from mgran_fast.report.pictures import CropView, Match, Query
 
-#: At most so many lines of problems, and so many unmatched queries, are told; the rest is counted.
+#: At most so many lines of problems, unmatched queries and crops without a person are told; the rest is counted.
 MOST_LINES = 200
 #: The CMC curve ends here: nobody reads on.
 MOST_RANKS = 50
@@ -78,6 +78,7 @@ class Report:
         seconds: by stage of the run.
         layout: the body layout of the region maps in the rankings.
         unmatched: one line for each query without a right match in the gallery.
+        without_person: one line for each crop in which nobody was found.
     """
 
     title: str
@@ -94,6 +95,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     layout: str = "region"
     unmatched: Sequence[str] = ()
+    without_person: Sequence[str] = ()
 
 
 def write(path: str | os.PathLike[str], report: Report, *, blur_faces: bool = False) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import mgran_fast
@@ -236,6 +237,25 @@ def test_unmatched_queries_are_told(trained: Any, copied: Path, tmp_path: Path, 
     assert outcome.json["counts"]["queries without a match"] == 2
     assert "queries without a match: 2" in outcome.err
     assert "0007_c1_00.jpg" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_crops_without_a_person_are_counted_and_listed(trained: Any, copied: Path, tmp_path: Path, cli: Cli) -> None:
+    arguments = ("evaluate", "--data", copied, "--checkpoint", trained.folder / "model.safetensors", "--workers", "0")
+    before = cli(*arguments, "--json")
+    assert "crops without a person" not in before.json["counts"]
+    blank = Image.new("L", (16, 32))
+    blank.save(copied / "masks" / "query" / "0007_c1_00.png")
+    entries = json.loads((copied / "keypoints.json").read_text(encoding="utf-8"))
+    entries["bounding_box_test/0008_c2_01.jpg"]["presence"] = 0.2
+    (copied / "keypoints.json").write_text(json.dumps(entries), encoding="utf-8")
+    outcome = cli(*arguments, "--report", tmp_path / "page.html", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["counts"]["crops without a person"] == 2
+    assert outcome.json["counts"]["gallery"] == before.json["counts"]["gallery"], "nobody is lost"
+    assert "crops without a person: 2" in outcome.err
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "0007_c1_00.jpg: nobody found" in page
+    assert "0008_c2_01.jpg: nobody found" in page
 
 
 def test_masks_may_lie_elsewhere(trained: Any, copied: Path, tmp_path: Path, cli: Cli) -> None:
