@@ -28,11 +28,11 @@ from mgran_fast.mra import Estimator
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """ "256x128" -> (256, 128): height x width in pixels. Raises DataError."""
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """ "256x128" -> (256, 128): height x width in pixels. Raises DataError, which names ``option``."""
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise DataError(f"--size {text}: write height x width in pixels, for example 256x128")
+        raise DataError(f"{option} {text}: write height x width in pixels, for example 256x128")
     return int(height), int(width)
 
 

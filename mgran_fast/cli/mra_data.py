@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -21,8 +22,8 @@ from mgran_fast.mra import Estimator
 
 #: How ``--test`` asks for drawn people: synthetic:PEOPLE, or synthetic:PEOPLE:SEED.
 SYNTHETIC = "synthetic"
-# Cameras and views of each drawn person.
-_CAMERAS, _VIEWS = 3, 4
+# Cameras and views of each drawn person: many cameras, for it is cameras that an estimator must not care about.
+_CAMERAS, _VIEWS = 12, 1
 
 
 def open_set(name: str, *, part: str, pictures: Path | None = None, labels: Path | None = None) -> LabelledSet:
@@ -56,7 +57,11 @@ def taught(
     todo = list_pictures(path, "train")
     if known:
         have = read_folder(path, labels=known, part="train", unlabelled=True)
-        todo = [one.path for one in have.pictures if not (one.has_mask.any() or one.has_keypoints.any())]
+        todo = [
+            one.path
+            for one in have.pictures
+            if not (one.has_mask.any() or one.has_keypoints.any()) and np.isnan(one.presence).all()
+        ]
     with common.bar(f"labels for {path.name}") as step:
         teach(
             teacher, todo, path, place, size=size, workers=workers, device=device, problems=problems, progress=step

@@ -82,6 +82,7 @@ def train(
 
     try:
         from mgran_fast.cli import job
+        from mgran_fast.train.run import check
     except ImportError as error:
         raise missing_extra(error) from error
 
@@ -114,6 +115,8 @@ def train(
     wanted = not get(config.layout).whole
     files = common.open_masks(dataset.root, masks, wanted=wanted)
     if files is None and wanted:
+        # Before the estimator looks at everything, which may take long.
+        check(dataset, config, output, resume=resume)
         files = _own_cache(dataset, output / "regions", workers)
     outcome = job.train_and_evaluate(
         dataset,

@@ -89,9 +89,9 @@ def train_mra(
 
     values: dict[str, Any] = {
         "model": model, "mode": mode, "whole_pictures": whole_pictures, "size": common.parse_size(size),
-        "working_size": common.parse_size(working_size), "channels": channels, "backbone": backbone, "epochs": epochs,
-        "batch_size": batch_size, "batches": batches, "learning_rate": learning_rate, "weight_decay": weight_decay,
-        "margin": margin, "jitter": jitter, "precision": precision, "workers": workers,
+        "working_size": common.parse_size(working_size, "--working-size"), "channels": channels, "backbone": backbone,
+        "epochs": epochs, "batch_size": batch_size, "batches": batches, "learning_rate": learning_rate,
+        "weight_decay": weight_decay, "margin": margin, "jitter": jitter, "precision": precision, "workers": workers,
         "evaluate_every": evaluate_every, "seed": seed,
     }  # fmt: skip
     try:

@@ -329,8 +329,16 @@ class RegionCache:
         mine = self._connections.setdefault((os.getpid(), threading.get_ident()), {})
         key = str(file)
         if key not in mine:
-            mine[key] = sqlite3.connect(uri(file), uri=True, isolation_level=None, check_same_thread=False)
-            mine[key].execute(f"PRAGMA mmap_size = {1 << 40}")
+            connection = sqlite3.connect(uri(file), uri=True, isolation_level=None, check_same_thread=False)
+            try:
+                connection.execute(f"PRAGMA mmap_size = {1 << 40}")
+                for part in self._parts.values():
+                    if part.file == file:
+                        _check_same(part, connection)
+            except BaseException:
+                connection.close()
+                raise
+            mine[key] = connection
         return mine[key]
 
     def _query(self, part: _Part, query: str, values: tuple[Any, ...]) -> list[Any]:
@@ -385,6 +393,18 @@ class _Part:
         if self._digest is None or self._digest[0] is not layout:
             self._digest = (layout, layout_digest(layout))
         return self._digest[1]
+
+
+def _check_same(part: _Part, connection: sqlite3.Connection) -> None:
+    """Raise DataError when the file is another one by now: its maps would be taken for those of before."""
+    try:
+        now = Provenance.from_json(dict(connection.execute("SELECT key, value FROM meta"))["provenance"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise damaged(part.file, str(error)) from error
+    if now != part.provenance:
+        raise DataError(
+            f"{part.file}: the region cache was made anew, with other settings, while it was in use; start again"
+        )
 
 
 def uri(file: Path) -> str:

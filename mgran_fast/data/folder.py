@@ -7,6 +7,7 @@ in the layout of :mod:`mgran_fast.data.masks`.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +161,28 @@ def _person(
 def _shape(path: Path) -> tuple[int, int]:
     """(height, width) as displayed, from the header; (0, 0) when there is none that can be read."""
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            turned = "exif" in picture.info and picture.getexif().get(_ORIENTATION, 1) in _TURNED
+        try:
+            return _header(path)
+        except Warning:
+            # Of what spoils no pixel, such as broken EXIF data; the reader goes on as well.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return _header(path)
     except Exception:  # nearly anything; the message is for whoever reads the picture
         return 0, 0
-    return (width, height) if turned else (height, width)
+
+
+def _header(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        width, height = picture.size
+        return (width, height) if _turned(picture) else (height, width)
+
+
+def _turned(picture: Image.Image) -> bool:
+    """Whether the EXIF data exchange height and width; broken ones say nothing, as for the reader."""
+    try:
+        return "exif" in picture.info and picture.getexif().get(_ORIENTATION, 1) in _TURNED
+    except Warning:
+        raise
+    except Exception:  # nearly anything
+        return False

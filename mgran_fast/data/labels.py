@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from mgran_fast.data.boxes import cut, grown, jittered, somewhere
+from mgran_fast.data.cache import PRESENT
 from mgran_fast.data.dataset import BadPicture
 from mgran_fast.data.pictures import read_picture
 from mgran_fast.errors import DataError
@@ -253,9 +254,7 @@ class PersonCrops(Dataset["LabelledCrop | BadPicture"]):
         mask = picture.mask(person, box, self.size)
         keypoints = picture.keypoints[person]
         known = bool(picture.has_mask[person]), bool(picture.has_keypoints[person])
-        presence = float(picture.presence[person])
-        if np.isnan(presence):
-            presence = float(mask.max()) / 255 if known[0] else float(keypoints[:, 2].max())
+        presence = _presence(picture, person, mask)
         return self._sample(pixels, box, mask, keypoints, known, presence, index)
 
     def _sample(
@@ -282,6 +281,14 @@ class PersonCrops(Dataset["LabelledCrop | BadPicture"]):
             presence=presence,
             index=index,
         )
+
+
+def _presence(picture: LabelledPicture, person: int, mask: NDArray[np.uint8]) -> float:
+    """The probability that a person is there: as labelled, else by ``mask``, without one by the keypoints."""
+    presence = float(picture.presence[person])
+    if not np.isnan(presence):
+        return presence
+    return float(mask.max()) / 255 if picture.has_mask[person] else float(picture.keypoints[person, :, 2].max())
 
 
 def crops(
@@ -363,7 +370,10 @@ PictureSample = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 class PictureDataset(Dataset["PictureSample | BadPicture"]):
-    """Whole pictures with the labels of all their people. An item is asked for by its place, or by (place, seed)."""
+    """Whole pictures with the labels of all their people. An item is asked for by its place, or by (place, seed).
+
+    Who has a presence below 0.5 (see :func:`crops` where the labels do not tell) is nobody, and left out.
+    """
 
     def __init__(self, pictures: Sequence[LabelledPicture]) -> None:
         self.pictures = pictures
@@ -378,12 +388,14 @@ class PictureDataset(Dataset["PictureSample | BadPicture"]):
             pixels, masks = picture.read(), picture.masks()
         except DataError as error:
             return BadPicture(index, str(error))
+        there = np.array([_presence(picture, i, mask) >= PRESENT for i, mask in enumerate(masks)], np.bool_)
+        # Indexed by a mask, so these are copies.
         target = {
-            "boxes": torch.from_numpy(picture.boxes.copy()),
-            "masks": torch.from_numpy(masks),
-            "keypoints": torch.from_numpy(picture.keypoints.copy()),
-            "has_mask": torch.from_numpy(picture.has_mask.copy()),
-            "has_keypoints": torch.from_numpy(picture.has_keypoints.copy()),
+            "boxes": torch.from_numpy(picture.boxes[there]),
+            "masks": torch.from_numpy(masks[there]),
+            "keypoints": torch.from_numpy(picture.keypoints[there]),
+            "has_mask": torch.from_numpy(picture.has_mask[there]),
+            "has_keypoints": torch.from_numpy(picture.has_keypoints[there]),
         }
         return torch.from_numpy(pixels), target
 

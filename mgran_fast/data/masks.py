@@ -42,7 +42,7 @@ class RegionSource:
         keypoints: float32 [17, 3], x and y in pixels of the crop as it is displayed (EXIF rotation applied), score in
             [0, 1]; all 0 when none are known.
         presence: the probability in [0, 1] that the crop shows a person; where the file does not tell, the highest
-            probability of the mask.
+            probability of the mask, without one the highest score of the keypoints.
         has_mask: whether there is a mask file.
     """
 
@@ -72,7 +72,7 @@ class MaskFiles:
                 f"{self.root / _MASKS}: no such folder; write one grey PNG a picture there, "
                 "name another folder, or use layout 'none'"
             )
-        self._rows, self._keypoints, self._presence = _read_keypoints(self.root / _KEYPOINTS)
+        self._rows, self._keypoints, self._presence, self._told = _read_keypoints(self.root / _KEYPOINTS)
 
     def __repr__(self) -> str:
         return f"MaskFiles({str(self.root)!r})"
@@ -126,17 +126,27 @@ class MaskFiles:
         else:
             mask = np.zeros(shape, np.uint8)
         presence = math.nan if row is None else float(self._presence[row])
+        keypoints = np.zeros((len(KEYPOINTS), 3), np.float32) if row is None else self._keypoints[row].copy()
+        if math.isnan(presence):
+            presence = float(mask.max()) / 255 if has_mask else float(keypoints[:, 2].max())
         return RegionSource(
             mask=mask,
-            keypoints=np.zeros((len(KEYPOINTS), 3), np.float32) if row is None else self._keypoints[row].copy(),
-            presence=float(mask.max()) / 255 if math.isnan(presence) else presence,
+            keypoints=keypoints,
+            presence=presence,
             has_mask=has_mask,
         )
 
-    def joints(self, path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], float] | None:
-        """Keypoints float32 [17, 3] and presence (NaN where it is not told) of one crop, or None; no mask is read."""
+    def joints(self, path: str | os.PathLike[str]) -> tuple[NDArray[np.float32] | None, float] | None:
+        """What ``keypoints.json`` tells of one crop, or None; no mask is read.
+
+        Returns:
+            Keypoints float32 [17, 3], None where the file gives a presence alone; and the presence, NaN where it is
+            not told.
+        """
         row = self._rows.get(self._relative(Path(path)).as_posix())
-        return None if row is None else (self._keypoints[row].copy(), float(self._presence[row]))
+        if row is None:
+            return None
+        return self._keypoints[row].copy() if self._told[row] else None, float(self._presence[row])
 
     def _relative(self, path: Path) -> Path:
         near = Path(path.parent.name, path.name)
@@ -164,11 +174,14 @@ def _check_aspect(file: Path, mask: tuple[int, int], path: Path, crop: tuple[int
     )
 
 
-def _read_keypoints(file: Path) -> tuple[dict[str, int], NDArray[np.float32], NDArray[np.float32]]:
-    """Row of each picture, keypoints float32 [M, 17, 3], presence float32 [M] (NaN where it is not told)."""
+def _read_keypoints(
+    file: Path,
+) -> tuple[dict[str, int], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Row of each picture, keypoints float32 [M, 17, 3], presence float32 [M] (NaN where it is not told), and whether
+    keypoints are told, bool [M]."""
     count = len(KEYPOINTS)
     if not file.exists():
-        return {}, np.zeros((0, count, 3), np.float32), np.zeros(0, np.float32)
+        return {}, np.zeros((0, count, 3), np.float32), np.zeros(0, np.float32), np.zeros(0, np.bool_)
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -181,17 +194,18 @@ def _read_keypoints(file: Path) -> tuple[dict[str, int], NDArray[np.float32], ND
     # Arrays, not a dictionary of lists: forked workers share them without copying page after page.
     keypoints = np.zeros((len(keys), count, 3), np.float32)
     presence = np.full(len(keys), np.nan, np.float32)
+    told = np.zeros(len(keys), np.bool_)
     for row, key in enumerate(keys):
         entry = table[key]
         if not isinstance(entry, Mapping):
             raise DataError(f'{file}: {key}: must be an object with "presence" and "keypoints", not {_kind(entry)}')
         if entry.get("keypoints") is not None:
-            keypoints[row] = _joints(file, key, entry["keypoints"])
+            keypoints[row], told[row] = _joints(file, key, entry["keypoints"]), True
         if entry.get("presence") is not None:
             presence[row] = _probability(file, key, entry["presence"])
     _check_values(file, keys, keypoints)
     keypoints[..., 2].clip(0, 1, out=keypoints[..., 2])
-    return {key: row for row, key in enumerate(keys)}, keypoints, presence
+    return {key: row for row, key in enumerate(keys)}, keypoints, presence, told
 
 
 def _joints(file: Path, key: str, value: Any) -> NDArray[np.float32]:

@@ -36,7 +36,7 @@ from mgran_fast.data.pictures import read_picture_and_shape
 from mgran_fast.data.provenance import Provenance
 from mgran_fast.data.store import Row, Store
 from mgran_fast.errors import DataError, MGRANError
-from mgran_fast.mra.estimate import Estimator
+from mgran_fast.mra.estimate import Estimate, Estimator
 
 Progress = Callable[[int, int], None]
 
@@ -311,16 +311,19 @@ def _estimate(
         raise ValueError(f"{type(estimator).__name__} answered {len(estimate.mask)} masks for {len(crops)} crops")
     keypoints = estimate.keypoints.float().cpu().numpy()
     presence = estimate.presence.float().cpu().numpy()
-    sound = (
-        torch.stack([values.flatten(1).isfinite().all(1) for values in (estimate.mask, estimate.keypoints)]).all(0)
-        & estimate.presence.isfinite()
-    ).tolist()
+    sound = finite(estimate)
     packed = [pack_keypoints(one, made.size) for one in keypoints]
     maps = _maps(estimate.mask, packed, made)
-    return [(maps[i], packed[i], float(presence[i].clip(0, 1))) if sound[i] else _NOT_FINITE for i in range(len(crops))]
+    return [(maps[i], packed[i], float(presence[i].clip(0, 1))) if sound[i] else NOT_FINITE for i in range(len(crops))]
 
 
-_NOT_FINITE = "the estimator's answer is not finite; look at the picture and at the estimator's weights"
+NOT_FINITE = "the estimator's answer is not finite; look at the picture and at the estimator's weights"
+
+
+def finite(estimate: Estimate) -> list[bool]:
+    """Of each crop, whether its mask, keypoints and presence are finite numbers."""
+    parts = (estimate.mask, estimate.keypoints, estimate.presence[:, None])
+    return [bool(sound) for sound in torch.stack([part.flatten(1).isfinite().all(1) for part in parts]).all(0)]
 
 
 def _maps(mask: torch.Tensor, packed: list[bytes], made: Provenance) -> NDArray[np.uint8]:

@@ -72,7 +72,9 @@ def identity(estimator: Estimator | MaskFiles) -> tuple[str, str, dict[str, Any]
     """
     digest = hashlib.sha256()
     if isinstance(estimator, MaskFiles):
-        for path in sorted([*estimator.root.glob("keypoints.json"), *estimator.root.glob("masks/**/*.png")]):
+        # "**" alone passes by folders that are links.
+        patterns = ("keypoints.json", "masks/**/*.png", "masks/*/*.png")
+        for path in sorted({path for pattern in patterns for path in estimator.root.glob(pattern)}):
             content = path.read_bytes()
             digest.update(f"{path.relative_to(estimator.root).as_posix()}\n{len(content)}\n".encode() + content)
         return "files", digest.hexdigest(), {}

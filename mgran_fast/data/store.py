@@ -48,7 +48,8 @@ class Store:
 
     Attributes:
         changes: what differs from the file that was there, if all has to be made anew.
-        finished: whether a finished file made the same way was there, and nothing had been added to it.
+        finished: whether a finished file made the same way, with the same ``meta``, was there, and nothing had been
+            added to it.
 
     Raises:
         DataError: another writer is at it, a file is damaged or cannot be written, the disk is full.
@@ -203,7 +204,8 @@ class Store:
                 ((state,),) = old.execute("PRAGMA quick_check(1)").fetchall()
                 if state != "ok":
                     raise damaged(self.file, state)
-                self.finished = True
+                # A data set that was moved is noted, though nothing is computed.
+                self.finished = self.meta.items() <= dict(old.execute("SELECT key, value FROM meta")).items()
                 found = old.execute("SELECT * FROM records ORDER BY name")
                 while rows := found.fetchmany(4096):
                     yield rows

@@ -183,7 +183,7 @@ def _jittered(boxes: torch.Tensor, jitter: float, generator: torch.Generator | N
 def _background(
     boxes: torch.Tensor, size: tuple[int, int], count: int, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """Up to ``count`` boxes that show nobody; the first of a picture without people is the whole picture."""
+    """Up to ``count`` boxes that are nobody's; the first of a picture without people is the whole picture."""
     height, width = size
     # Sides from an eighth of the picture's to all of it, small and large alike (log-uniform).
     draws = torch.rand((count * DRAWS, 4), generator=generator).to(boxes.device)

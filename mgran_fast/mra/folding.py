@@ -22,15 +22,14 @@ class Folded:
     """The folded copy of a network: made at the first call, and again after its weights have changed.
 
     It is no module, so the state dict of whoever holds it stays what it is. Copies and pickles leave the folded copy
-    behind.
+    behind. Training steps, ``load_state_dict`` and ``to`` are seen; writing through ``parameter.data`` is not.
 
     Args:
         network: any module that :func:`folded` takes.
-        dtype: of the copy; None for that of the network.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype | None = None) -> None:
-        self.network, self.dtype = network, dtype
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
         self._key: tuple[Any, ...] | None = None
         self._copy: nn.Module | None = None
 
@@ -38,15 +37,13 @@ class Folded:
         key = _state(self.network)
         if self._copy is None or key != self._key:
             made = folded(self.network)
-            if self.dtype is not None:
-                made = made.to(self.dtype)
             # Key and copy go together: two threads at once make two equal copies, and one of them stays.
             self._copy, self._key = made, key
             return made
         return self._copy
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"network": self.network, "dtype": self.dtype, "_key": None, "_copy": None}
+        return {"network": self.network, "_key": None, "_copy": None}
 
 
 def _state(network: nn.Module) -> tuple[Any, ...]:
@@ -64,7 +61,7 @@ def folded(network: nn.Module) -> nn.Module:
     convolution's result and another tensor. Every convolution becomes a :class:`Convolution`.
 
     Args:
-        network: a module that torch.fx can trace. It is not changed.
+        network: a module that torch.fx can trace and that calls no convolution twice. It is not changed.
     """
     with torch.no_grad():
         graph = fx.symbolic_trace(copy.deepcopy(network).eval())

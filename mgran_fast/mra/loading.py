@@ -81,7 +81,8 @@ def description(model: MaskRCNN) -> dict[str, Any]:
 def from_file(cls: type[MaskRCNN], path: str | os.PathLike[str]) -> MaskRCNN:
     """See :meth:`mgran_fast.MaskRCNN.from_file`."""
     tensors, metadata = read_own(path, "MaskRCNN", VERSION, "; see load_torchvision")
-    with undescribed(path, "MaskRCNN"):
+    # The weights are overwritten below: no reason to spend the caller's random numbers on them.
+    with undescribed(path, "MaskRCNN"), torch.random.fork_rng(devices=()):
         arguments = dict(metadata["arguments"])
         if isinstance(arguments["size"], list):
             arguments["size"] = tuple(arguments["size"])

@@ -220,7 +220,7 @@ class MaskRCNN(nn.Module):
             size: (h, w) of the people's crops, in whose coordinates the answers are.
             shorter: what the shorter side of a frame is resized to, the longer one at most 1333; None leaves frames as
                 they are. Torchvision's weights were trained at 800.
-            score: the lowest score that counts as a person.
+            score: only a score above this counts as a person.
             nms: of two boxes that overlap by more than this (IoU) only the surer one stays.
             most: the largest number of people of a frame; the surest stay.
             keypoint_masks: also return keypoint masks [K, 17, 56, 56], which span the crops.
@@ -258,8 +258,9 @@ class MaskRCNN(nn.Module):
         """The losses of one training step, to be added up; apart from MA, and in train mode only.
 
         In ``box`` mode the given boxes train the mask, keypoint and box heads: no proposals are made. Each edge of a
-        box moves by up to ``jitter`` of the box's side, and random boxes that show nobody teach presence. In
-        ``detect`` mode everything is trained as torchvision trains it, proposals included.
+        box moves by up to ``jitter`` of the box's side, and random boxes that are nobody's (part of a person may be
+        in them, as in a detector's background) teach presence. In ``detect`` mode everything is trained as torchvision
+        trains it, proposals included.
 
         Args:
             images: uint8 [N, H, W, 3], RGB, or a list of uint8 [H, W, 3] of any sizes; taken as they are, not resized.

@@ -181,8 +181,8 @@ def find(
         model: the :class:`~mgran_fast.MaskRCNN`, for its settings (anchors, numbers of proposals, box coders).
         images: [N, 3, h, w], padded; ``size`` is the height and width that the pictures fill.
         features: all five levels.
-        score, nms, most: the lowest score, the overlap (IoU) from which the less sure one of two boxes goes, and the
-            largest number of people in a picture.
+        score, nms, most: what a score must be above, the overlap (IoU) from which the less sure one of two boxes
+            goes, and the largest number of people in a picture.
     """
     sizes, rpn, heads = [size] * len(images), model.rpn, model.roi_heads
     objectness, deltas = network.proposals(features)

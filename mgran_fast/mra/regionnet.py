@@ -80,12 +80,11 @@ class RegionNet(nn.Module):
         flip: bool = False,
     ) -> None:
         super().__init__()
-        height, width = size
-        if height < 32 or width < 32 or height % 32 or width % 32:
+        if len(size) != 2 or any(not isinstance(side, int) or side < 32 or side % 32 for side in size):
             raise ValueError(f"size must be (height, width) in multiples of 32 pixels, not {size!r}")
         if channels < 8:
             raise ValueError(f"channels must be 8 or more, not {channels}")
-        self.size, self.channels, self.flip = (height, width), channels, flip
+        self.size, self.channels, self.flip = (size[0], size[1]), channels, flip
         self.network = Network(channels)
         self._folded = Folded(self.network)
         self.eval()
@@ -106,7 +105,8 @@ class RegionNet(nn.Module):
             raise RuntimeError("RegionNet estimates in eval mode only: call .eval(); it is trained apart from MGRAN")
         check_crops(crops, next(self.parameters()).device)
         people = max(1, _CHUNK_PIXELS // max(1, crops.shape[1] * crops.shape[2]))
-        with torch.no_grad():
+        # The dtype is that of the weights: autocast would round the probabilities that places are read from.
+        with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
             parts = [self._estimate(part, keypoint_masks) for part in torch.split(crops, people)]
         if len(parts) == 1:
             return parts[0]
@@ -196,18 +196,23 @@ class RegionNet(nn.Module):
 
         Args:
             half: floating point weights as float16, half the bytes; they are float32 again when read.
+
+        Raises:
+            ValueError: ``half``, and a number is no finite float16; nothing is written.
         """
         tensors = {key: value for key, value in self.state_dict().items() if not key.endswith("num_batches_tracked")}
         if half:
             tensors = {key: value.half() for key, value in tensors.items()}
+            if wrong := [key for key, value in tensors.items() if not value.isfinite().all()]:
+                raise ValueError(f"{wrong[0]} has a number that is no finite float16: save with half=False")
         write(path, tensors, {"format": self.FORMAT, "version": VERSION, "arguments": self.arguments})
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], **options: Any) -> RegionNet:
+    def from_file(cls, path: str | os.PathLike[str], *, flip: bool | None = None) -> RegionNet:
         """The module that :meth:`save` wrote: float32, on the CPU, in eval mode.
 
         Args:
-            options: ``flip=True`` or ``False`` in place of what the file says.
+            flip: in place of what the file says.
 
         Raises:
             CheckpointError: there is no such file, or it is not a file of :meth:`save`.
@@ -215,21 +220,21 @@ class RegionNet(nn.Module):
         tensors, metadata = read_own(path, "RegionNet", VERSION)
         # The weights are overwritten below: no reason to spend the caller's random numbers on them.
         with undescribed(path, "RegionNet"), torch.random.fork_rng(devices=()):
-            model = cls.from_arguments({**metadata["arguments"], **options})
+            model = cls.from_arguments({**metadata["arguments"], **({} if flip is None else {"flip": flip})})
             own = model.state_dict()
             counters = {key: own[key] for key in own if key.endswith("num_batches_tracked")}
             model.load_state_dict({**counters, **{key: value.float() for key, value in tensors.items()}})
         return model
 
     @classmethod
-    def from_pretrained(cls, **options: Any) -> RegionNet:
+    def from_pretrained(cls, *, flip: bool | None = None) -> RegionNet:
         """The network with the weights that come with the package; nothing is downloaded. See docs/regionnet.md.
 
         Args:
-            options: as for :meth:`from_file`.
+            flip: as for :meth:`from_file`.
         """
         with resources.as_file(resources.files("mgran_fast.mra") / PRETRAINED) as path:
-            return cls.from_file(path, **options)
+            return cls.from_file(path, flip=flip)
 
 
 class Network(nn.Module):

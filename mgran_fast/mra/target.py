@@ -19,8 +19,8 @@ def rank(boxes: torch.Tensor, scores: torch.Tensor, size: tuple[int, int]) -> to
       (geometric). The crop's person fills it, people behind do not: half the height and width counts 0.5.
 
     All three are gentle: a centred, large person with a middling score wins against a sure one at the border and
-    against a sure small one in the background. No rank is 0 where the box has an area: a badly placed person is taken
-    when there is no better one.
+    against a sure small one in the background. No rank is 0 where the score is not and the box has an area: a badly
+    placed person is taken when there is no better one.
 
     Args:
         boxes: float32 [K, 4], x1, y1, x2, y2 in pixels of the crop; what lies outside of it does not count.

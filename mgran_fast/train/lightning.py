@@ -57,11 +57,13 @@ def begin(output: Path, config: Settings, data: str, module: pl.LightningModule,
         _check_state(output / STATE, module)
     elif resume:
         _log.info("%s: nothing to resume from, starting anew", output)
+    step = "made"
     try:
         output.mkdir(parents=True, exist_ok=True)
+        step = "written to"
+        config.save(output / SETTINGS, data)
     except OSError as error:
-        raise DataError(f"{output}: cannot be made ({error.strerror}); choose another --output") from None
-    config.save(output / SETTINGS, data)
+        raise DataError(f"{output}: cannot be {step} ({error.strerror}); choose another --output") from None
 
 
 def _check_state(path: Path, module: pl.LightningModule) -> None:

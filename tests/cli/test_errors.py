@@ -147,6 +147,16 @@ def test_broken_weights(train: Cli, tiny: DataSet, tmp_path: Path) -> None:
     told(train(tiny.root, "--weights", tmp_path / "no.pth"), "no.pth: no such file; --weights wants", alone=False)
 
 
+def test_no_masks_are_made_for_a_run_that_cannot_start(
+    cli: Cli, trained: Any, tiny: DataSet, quick: Quick, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "there", copy_function=os.link))
+    data = shutil.copytree(tiny.root, tmp_path / "data", ignore=shutil.ignore_patterns("masks", "keypoints.json"))
+    outcome = cli("train", "--data", data, "--output", folder, *quick)
+    told(outcome, f"{folder}: holds a run already; continue it with --resume", alone=False)
+    assert not (folder / "regions").exists()
+
+
 def test_a_run_that_is_there_already(cli: Cli, trained: Any, tiny: DataSet, quick: Quick, tmp_path: Path) -> None:
     folder = shutil.copytree(trained.folder, tmp_path / "there", copy_function=os.link)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -198,6 +198,7 @@ def test_nothing_to_compare_is_null(cli: Cli, copied: Path, trained: Trained) ->
         (["--synthetic", 1, "--test", "synthetic:1:2:3"], "write synthetic:PEOPLE or synthetic:PEOPLE:SEED"),
         (["--synthetic", -1], "-1 synthetic people: ask for one or more"),
         (["--synthetic", 1, "--size", "64"], "--size 64: write height x width"),
+        (["--synthetic", 1, "--working-size", "64"], "--working-size 64: write height x width"),
         (["--synthetic", 1, "--learning-rate", 0], "learning_rate must be positive"),
         (["--synthetic", 1, "--model", "unet"], "model must be one of regionnet, maskrcnn"),
         (["--synthetic", 1, "--mode", "detect"], "regionnet learns from crops"),

@@ -385,6 +385,20 @@ def test_another_estimator_is_noticed(made: DataSet) -> None:
     assert sorted(cache.provenance) == ["bounding_box_test", "bounding_box_train", "query"]
 
 
+def test_a_cache_that_is_made_anew_while_it_is_in_use(data: DataSet) -> None:
+    """As by the workers of a later DataLoader, which open the files again."""
+    cache, path = RegionCache(data.root / "regions"), data.query[0].path
+    want = cache.regions(path, SIZE).region_map
+    cached(data, layout="part")
+    assert torch.equal(cache.regions(path, SIZE).region_map, want), "the file of before is still open"
+    later = pickle.loads(pickle.dumps(cache))
+    with pytest.raises(DataError, match=r"query\.sqlite: the region cache was made anew, with other settings"):
+        later.regions(path, SIZE)
+    # More of the same is no other cache.
+    cached(data)
+    assert torch.equal(later.regions(path, SIZE).region_map, want)
+
+
 def test_damaged_files_are_told(data: DataSet) -> None:
     file = data.root / "regions" / "bounding_box_train.sqlite"
     whole = file.read_bytes()
@@ -474,6 +488,7 @@ def test_files_of_others_are_refused(data: DataSet, tmp_path: Path) -> None:
         RegionCache(data.root / "regions")
 
 
+@pytest.mark.real_data
 def test_real_data_stays_small(real_data: Path, tmp_path: Path) -> None:
     """Real outlines: at most 1 KB a crop all in all."""
     from mgran_fast.data import read_market

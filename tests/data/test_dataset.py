@@ -447,3 +447,16 @@ def test_through_a_loader(root: Path) -> None:
         assert batch.crops.shape == (4, 64, 32, 3)
         assert sorted(batch.labels.tolist()) == [0, 0, 1, 1]
         assert batch.region_maps.flatten(1).any(1).all()
+
+
+def test_keypoints_alone_are_a_person(tmp_path: Path) -> None:
+    """Nobody told a presence, and there is no mask that could be empty."""
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "query").mkdir()
+    path = tmp_path / "query" / "a.jpg"
+    Image.new("RGB", (8, 16)).save(path)
+    for score in (0.9, 0.2):
+        (tmp_path / "keypoints.json").write_text(json.dumps({"query/a.jpg": {"keypoints": [[4, 4, score]] * 17}}))
+        (found,) = CropDataset([Record(path, 1, 1)], masks=MaskFiles(tmp_path), size=(16, 8))
+        assert isinstance(found, Sample)
+        assert (found.empty_mask, found.no_person) == (True, score < 0.5)

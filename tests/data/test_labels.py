@@ -139,6 +139,32 @@ def test_what_the_presence_is_where_nobody_tells(copied: Path) -> None:
     assert [crop(dataset, i).presence for i in range(4)] == pytest.approx([1.0, 0.25, 0.2, 1.0], abs=0.02)
 
 
+def test_a_presence_alone_is_no_keypoints(copied: Path) -> None:
+    names = [path.relative_to(copied).as_posix() for path in list_pictures(copied)]
+    (copied / "masks" / names[1]).with_suffix(".png").unlink()
+    edit(
+        copied, lambda table: table.update({names[0]: {"presence": 0.9, "keypoints": None}, names[1]: {"presence": 0}})
+    )
+    first, second, third = read_folder(copied).pictures[:3]
+    assert (first.has_mask.tolist(), first.has_keypoints.tolist()) == ([True], [False])
+    assert (second.has_mask.tolist(), second.has_keypoints.tolist(), second.presence.tolist()) == (
+        [False],
+        [False],
+        [0],
+    )
+    assert third.has_keypoints.tolist() == [True]
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01"])
+def test_broken_exif_data_spoils_nothing(exif: bytes, tmp_path: Path) -> None:
+    """Pillow warns of it, and warnings are errors here."""
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (16, 32)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("L", (16, 32), 255).save(tmp_path / "masks" / "a.png")
+    one = read_folder(tmp_path).pictures[0]
+    assert one.shape == one.read().shape[:2] == SIZE
+
+
 def test_a_turned_picture(tmp_path: Path) -> None:
     picture = Image.new("RGB", (32, 16))
     exif = picture.getexif()
@@ -322,6 +348,23 @@ def test_bad_pictures_travel_with_the_batch(copied: Path) -> None:
     pictures = collate_pictures([PictureDataset(found.pictures)[i] for i in range(8)])
     assert len(pictures) == 4
     assert len(pictures.bad) == 4
+
+
+def test_who_is_not_there_is_no_target_of_whole_pictures(copied: Path) -> None:
+    names = [path.relative_to(copied).as_posix() for path in list_pictures(copied)]
+
+    def change(table: Any) -> None:
+        table[names[0]]["presence"] = 0.4
+        table[names[1]]["presence"] = 0.5
+        for name in names[2:4]:
+            del table[name]["presence"]
+
+    edit(copied, change)
+    Image.new("L", (16, 32)).save((copied / "masks" / names[2]).with_suffix(".png"))
+    batch = collate_pictures([PictureDataset(read_folder(copied).pictures)[i] for i in range(4)])
+    assert [len(target["boxes"]) for target in batch.targets] == [0, 1, 0, 1]
+    for target in batch.targets:
+        assert {len(values) for values in target.values()} == {len(target["boxes"])}
 
 
 def test_a_picture_that_was_exchanged(copied: Path) -> None:

@@ -197,6 +197,26 @@ def test_nothing_new_computes_nothing(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["pictures.sqlite"]
 
 
+def test_a_data_set_that_was_moved_is_noted(tmp_path: Path) -> None:
+    """The cache lies elsewhere, and would look for the pictures where they were."""
+    folder(tmp_path / "old" / "inner", 3)
+    file, looker = tmp_path / "cache" / "pictures.sqlite", Looker()
+
+    def run_in(root: Path) -> Built:
+        made = provenance(looker, size=SIZE)
+        return build(sorted(root.glob("*/*.png")), looker, made, file, root=root)
+
+    run_in(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert run_in(tmp_path / "new").computed == 0
+    cache = RegionCache(file)
+    assert cache.root == tmp_path / "new"
+    assert cache.entry(tmp_path / "new" / "inner" / "0001.png").region_map.shape == SIZE
+    before = file.stat().st_ino
+    run_in(tmp_path / "new")
+    assert file.stat().st_ino == before
+
+
 def test_changed_new_and_removed_pictures(tmp_path: Path) -> None:
     paths = folder(tmp_path, 9)
     log = tmp_path / "log"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from mgran_fast.data import MaskFiles
 from mgran_fast.data.provenance import Provenance, identity, provenance
 
 
@@ -36,6 +38,15 @@ def test_identity() -> None:
     assert provenance(one).options == {"flip": True, "size": [2, 1]}
     with pytest.raises(TypeError, match="state_dict"):
         identity(lambda crops: crops)  # type: ignore[arg-type]
+
+
+def test_masks_in_a_folder_that_is_a_link_count(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data" / "masks").mkdir(parents=True)
+    (tmp_path / "data" / "masks" / "query").symlink_to(tmp_path / "elsewhere")
+    before = identity(MaskFiles(tmp_path / "data"))[1]
+    (tmp_path / "elsewhere" / "a.png").write_bytes(b"a mask")
+    assert identity(MaskFiles(tmp_path / "data"))[1] != before
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,3 @@ def test_a_pickle_leaves_the_copy_behind() -> None:
     x = torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(again()(x), holder()(x))
-
-
-def test_another_precision() -> None:
-    holder = Folded(small(), torch.float64)
-    assert next(holder().parameters()).dtype == torch.float64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional
@@ -14,6 +16,8 @@ from mgran_fast.mra import people
 from mgran_fast.mra.inference import Network
 from mgran_fast.mra.maskrcnn import MaskRCNN
 
+# Few of them: the tests take seconds.
+PROPOSALS = 200
 NAMES = ("mask", "keypoints", "presence", "keypoint_masks")
 
 
@@ -22,9 +26,10 @@ def picture(height, width, seed=0):
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(narrow):
     torch.manual_seed(0)
-    model = MaskRCNN(backbone="resnet18", num_classes=2)
+    model = narrow(MaskRCNN(backbone="resnet18", num_classes=2))
+    model.rpn._post_nms_top_n["testing"] = PROPOSALS
     model.calibrate(torch.stack([picture(64, 32, seed) for seed in range(4)]))
     return model
 
@@ -177,10 +182,13 @@ def test_detect_finds_what_torchvision_finds(model, shorter):
         resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5),
         2,
         min_size=shorter,
+        rpn_post_nms_top_n_test=PROPOSALS,
         box_detections_per_img=6,
         box_nms_thresh=0.4,
         box_score_thresh=0.3,
     ).eval()
+    for name in ("box_head", "box_predictor"):
+        setattr(stock.roi_heads, name, copy.deepcopy(getattr(model.roi_heads, name)))
     stock.load_state_dict({k: v for k, v in model.state_dict().items() if "keypoint" not in k})
     frames = [picture(64, 96), picture(64, 64, 1), picture(64, 96, 2)]
     with torch.no_grad():

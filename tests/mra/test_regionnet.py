@@ -120,7 +120,7 @@ def test_not_in_training_mode(net: RegionNet) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"size": (100, 32)}, {"size": (0, 32)}, {"channels": 4}],
+    [{"size": (100, 32)}, {"size": (0, 32)}, {"size": (64.0, 32)}, {"size": (64,)}, {"channels": 4}],
 )
 def test_wrong_arguments(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -149,6 +149,15 @@ def test_new_weights_are_noticed(net: RegionNet) -> None:
     assert torch.equal(changed(crops).presence, before)
 
 
+def test_autocast_does_not_reach_inside(net: RegionNet) -> None:
+    crops = random_crops(4)
+    want = net(crops)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = net(crops)
+    for name in ("mask", "keypoints", "presence"):
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
+
+
 def test_flip(net: RegionNet) -> None:
     crops = random_crops(3)
     plain = net(crops)
@@ -173,8 +182,18 @@ def test_a_file_keeps_it(net: RegionNet, tmp_path: Path, half: bool) -> None:
     tolerance = 0.05 if half else 1e-6
     assert (again(crops).mask - net(crops).mask).abs().max() <= tolerance
     assert RegionNet.from_file(tmp_path / "net.safetensors", flip=True).flip
+    with pytest.raises(TypeError, match="channels"):
+        RegionNet.from_file(tmp_path / "net.safetensors", channels=8)  # type: ignore[call-arg]
     sizes = [len((tmp_path / "net.safetensors").read_bytes()), sum(p.numel() * 4 for p in net.parameters())]
     assert sizes[0] < sizes[1] * (0.6 if half else 1.2)
+
+
+def test_half_that_would_lose_a_number_is_refused(net: RegionNet, tmp_path: Path) -> None:
+    large = copy.deepcopy(net)
+    large.network.trunk[0][1].running_var[2] = 1e5
+    with pytest.raises(ValueError, match=r"trunk\.0\.1\.running_var"):
+        large.save(tmp_path / "net.safetensors", half=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_can_be_copied_and_pickled(net: RegionNet) -> None:

@@ -37,7 +37,7 @@ class AugmentSettings:
         rotate: largest turn in degrees.
         cut: probability of a framing that cuts off a large part of the body at one side.
         background: probability to exchange the background, where there is a mask.
-        second: probability of a second person, cut out from another crop of the batch.
+        second: probability of a second person, cut out from another crop of the batch, where there is a first.
         cover: probability of a thing in front.
         blur, coarse, dark, noise, grey: probabilities of a blurred lens, a low resolution, low light, a noisy sensor
             and a picture without colour.
@@ -140,7 +140,7 @@ class BatchAugment:
         )
         theta = torch.stack(rows, 1)
         grid = functional.affine_grid(theta, [draw.n, 1, height, width], align_corners=False)
-        # Shrinking by more than two would alias; the mean of 2 x 2 pixels first is enough for what comes in here.
+        # Nothing before it: with the settings' defaults it shrinks by little more than two, which aliases little.
         source = batch.crops.permute(0, 3, 1, 2).float()
         pixels = functional.grid_sample(source, grid, padding_mode="border", align_corners=False)
         alpha = functional.grid_sample(batch.masks[:, None].float() / 255, grid, align_corners=False)
@@ -182,12 +182,14 @@ class BatchAugment:
         scene.pixels = torch.where(chosen[:, None, None, None], pixels, scene.pixels)
 
     def _second(self, scene: _Scene, draw: _Draw) -> None:
-        """Somebody else from the batch, off to one side, behind the person or before."""
+        """Somebody else from the batch, off to one side, behind the person or before; not where nobody is."""
         if draw.n < 2:
             return
         # Nobody is put beside the own mirror image: the next of the batch is taken.
         other = torch.arange(draw.n, device=draw.device).roll(1)
-        chosen = draw.chance(self.settings.second) & scene.has_mask[other] & (scene.presence[other] > 0.5)
+        # Beside nobody the other one would be a person whom the labels deny.
+        there = scene.presence > 0.5
+        chosen = draw.chance(self.settings.second) & scene.has_mask[other] & there[other] & there
         away = draw.uniform(0.7, 1.5) * torch.where(draw.chance(0.5), -1.0, 1.0)
         zoom, drop = draw.log_uniform(0.7, 1.3), draw.uniform(-0.3, 0.3)
         zero = torch.zeros_like(zoom)

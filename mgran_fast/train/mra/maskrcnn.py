@@ -49,7 +49,8 @@ class MaskRCNNModule(pl.LightningModule):
         model: what is trained.
         config: the settings.
         steps: of the whole run.
-        calibrate: set the statistics of frozen batch norm from the first batch; for a model with random weights.
+        calibrate: set the statistics of frozen batch norm from the first batch that has pictures; for a model with
+            random weights.
     """
 
     def __init__(self, model: MaskRCNN, config: MRAConfig, steps: int, calibrate: bool = False) -> None:
@@ -62,14 +63,20 @@ class MaskRCNNModule(pl.LightningModule):
         """The model itself, in eval mode."""
         return self.model.eval()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # An epoch that showed no picture is never saved.
+        self.calibrate = False
+
     def training_step(self, batch: LabelledBatch | PictureBatch, index: int) -> torch.Tensor | None:
         self.problems.add(batch.bad)
         if len(batch) == 0:
             return None
         self.shown += len(batch)
         pictures, wanted = self._mirrored(batch)
-        if self.calibrate and self.global_step == 0:
+        # Not by the step: one whose pictures could not be read counts as well.
+        if self.calibrate:
             self.model.calibrate(pictures)
+            self.calibrate = False
         # By the step, so that a resumed run draws what the whole one would have.
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + 2 * self.global_step)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):

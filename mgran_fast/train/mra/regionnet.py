@@ -131,8 +131,13 @@ class RegionNetModule(pl.LightningModule):
 
     def estimator(self) -> RegionNet:
         """A copy of the model with the averaged weights, on the CPU, in eval mode."""
+        average = self.average
+        if self.global_step > int(average.n_averaged):
+            # The last step is averaged when the next one begins; a copy, for that will come in a run that goes on.
+            average = copy.deepcopy(average)
+            average.update_parameters(self.model.network)
         model = RegionNet.from_arguments(self.model.arguments)
-        model.network.load_state_dict(copy.deepcopy(self.average.module.state_dict()))
+        model.network.load_state_dict(average.module.state_dict())
         return model.cpu().eval()
 
     def training_step(self, batch: LabelledBatch, index: int) -> torch.Tensor | None:

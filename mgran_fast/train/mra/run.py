@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader, Sampler
 
+from mgran_fast.data.dataset import Problems
 from mgran_fast.data.labels import (
     LabelledPicture,
     PersonCrops,
@@ -204,11 +205,17 @@ def train(
     module = _module(config, model, config.epochs * len(data.batches), backgrounds)
     begin(output, config, _digest(pictures, backgrounds), module, resume=resume)
 
+    # One for all measurements, so that a bad test picture is told once.
+    problems = Problems()
+
     def measured(now: RegionNetModule | MaskRCNNModule) -> dict[str, float]:
         estimator = now.estimator().to(now.device)
         line: dict[str, float] = {}
         for name, test in (tests or {}).items():
-            found = measure(estimator, test, batch_size=config.batch_size, workers=config.workers, device=now.device)
+            found = measure(
+                estimator, test, batch_size=config.batch_size, workers=config.workers, device=now.device,
+                problems=problems,
+            )  # fmt: skip
             line.update({f"{key} {name}": value for key, value in figures(found).items()})
         now.train()
         return line
@@ -221,8 +228,8 @@ def train(
     fit(module, data, callbacks, output, epochs=config.epochs, precision=config.precision, progress=progress)
     estimator = module.cpu().estimator()
     estimator.save(output / CHECKPOINT)
-    problems = list(dict.fromkeys([*recorder.problems, *module.problems.lines()]))
-    return MRAResult(estimator, output / CHECKPOINT, recorder.history, problems, recorder.seconds)
+    lines = list(dict.fromkeys([*recorder.problems, *module.problems.lines()]))
+    return MRAResult(estimator, output / CHECKPOINT, recorder.history, lines, recorder.seconds)
 
 
 def figures(found: Agreement) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mgran_fast.data.dataset import BadPicture, Problems
 from mgran_fast.data.pictures import read_picture_and_shape
+from mgran_fast.data.precompute import NOT_FINITE, finite
 from mgran_fast.data.provenance import identity
 from mgran_fast.errors import DataError
 from mgran_fast.mra.estimate import Estimate, Estimator
@@ -46,7 +47,8 @@ def teach(
         root: the folder that their places count from.
         output: gets ``masks/<place>.png`` and ``keypoints.json``; made when missing.
         size: (height, width) in pixels that crops are resized to before the estimator, and of the masks.
-        problems: takes up the pictures that could not be read; they get no labels.
+        problems: takes up the pictures that could not be read, and those for which the answer is not finite; they
+            get no labels.
 
     Raises:
         DataError: ``output`` holds the labels of another estimator or size, or cannot be written.
@@ -69,8 +71,14 @@ def teach(
                     good = [sample for sample in batch if not isinstance(sample, BadPicture)]
                     if good:
                         found = estimator(torch.from_numpy(np.stack([crop for _, crop, _ in good])).to(device))
-                        places = [todo[index].relative_to(root) for index, _, _ in good]
-                        new = _write(output, places, [shape for _, _, shape in good], found)
+                        chosen = {}
+                        for i, ((index, _, shape), sound) in enumerate(zip(good, finite(found), strict=True)):
+                            if sound:
+                                chosen[i] = (todo[index].relative_to(root), shape)
+                            else:
+                                # NaN in the keypoint file would spoil the labels of all pictures.
+                                problems.add([BadPicture(index, f"{todo[index]}: {NOT_FINITE}", size)])
+                        new = _write(output, chosen, found)
                         # After its masks: a line says that everything of its picture is there.
                         lines.writelines(json.dumps(item) + "\n" for item in new.items())
                         lines.flush()
@@ -123,13 +131,12 @@ def _entries(output: Path) -> dict[str, Any]:
     return entries
 
 
-def _write(
-    output: Path, places: list[Path], shapes: list[tuple[int, int]], found: Estimate
-) -> dict[str, dict[str, Any]]:
+def _write(output: Path, chosen: dict[int, tuple[Path, tuple[int, int]]], found: Estimate) -> dict[str, dict[str, Any]]:
+    """Write the masks of some answers, by their number, and return their entries."""
     masks = (found.mask.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     keypoints, presence = found.keypoints.float().cpu().numpy(), found.presence.float().cpu().tolist()
     new = {}
-    for i, (place, (height, width)) in enumerate(zip(places, shapes, strict=True)):
+    for i, (place, (height, width)) in chosen.items():
         mask = masks[i]
         # Keypoints are in pixels of the picture as it is; a mask has its aspect ratio, and no fewer rows than it had.
         scale = np.array([width / mask.shape[1], height / mask.shape[0], 1], np.float32)

@@ -124,6 +124,14 @@ def test_a_second_person_is_not_part_of_the_mask() -> None:
     assert (got.masks[changed & (batch.masks > 0)] < 128).float().mean() > 0.9
 
 
+def test_where_nobody_is_no_second_person_comes() -> None:
+    batch = dotted(32)
+    for part in (batch.crops, batch.masks, batch.keypoints, batch.presence):
+        part[::2] = 0
+    got = run(dataclasses.replace(STILL, second=1.0), batch)
+    assert not got.crops[::2].any()
+
+
 def test_a_thing_in_front_takes_away_mask_and_visibility() -> None:
     batch = dotted(32)
     got = run(dataclasses.replace(STILL, cover=1.0), batch)

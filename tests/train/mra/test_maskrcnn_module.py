@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+import pytest
 import torch
 
 from mgran_fast.data.labels import LabelledBatch
 from mgran_fast.layouts import KEYPOINTS
-from mgran_fast.train.mra.maskrcnn import _prepared, targets
+from mgran_fast.train.mra.config import MRAConfig
+from mgran_fast.train.mra.maskrcnn import MaskRCNNModule, _prepared, targets
 
 
 def batch() -> LabelledBatch:
@@ -50,3 +55,35 @@ def test_a_mirrored_target() -> None:
     again = _prepared(found, 6, True)
     assert torch.equal(again["boxes"], target["boxes"])
     assert torch.equal(again["masks"], target["masks"])
+
+
+class Detector(torch.nn.Module):
+    """Keeps the sizes of what it is calibrated with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calibrated: list[int] = []
+
+    def calibrate(self, pictures: torch.Tensor) -> None:
+        self.calibrated.append(len(pictures))
+
+    def losses(self, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
+        return {"loss_mask": torch.zeros(())}
+
+
+def test_calibrated_once_with_the_first_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch without pictures counts as a step of Lightning's."""
+    config, detector, step = MRAConfig(model="maskrcnn"), Detector(), [0]
+    monkeypatch.setattr(MaskRCNNModule, "global_step", property(lambda self: step[0]))
+    monkeypatch.setattr(MaskRCNNModule, "log_dict", lambda *_, **__: None)
+    module = MaskRCNNModule(detector, config, 9, calibrate=True)  # type: ignore[arg-type]
+    fields = {name: value[:0] for name, value in vars(batch()).items() if isinstance(value, torch.Tensor)}
+    assert module.training_step(dataclasses.replace(batch(), **fields), 0) is None
+    for step[0] in (1, 2):
+        module.training_step(batch(), step[0])
+    assert detector.calibrated == [3]
+    # Nor a resumed run.
+    again = MaskRCNNModule(detector, config, 9, calibrate=True)  # type: ignore[arg-type]
+    again.on_load_checkpoint({})
+    again.training_step(batch(), 3)
+    assert detector.calibrated == [3]

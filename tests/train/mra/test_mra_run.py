@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import shutil
@@ -244,6 +245,28 @@ def test_bad_pictures_are_told_once(tiny: DataSet, tmp_path: Path, caplog: pytes
     with pytest.raises(DataError, match="not one training picture could be used"):
         train(found, settings(), tmp_path / "none")
     assert not (tmp_path / "none" / CHECKPOINT).exists()
+
+
+def test_bad_test_pictures_are_told_once(
+    pictures: Sequence[LabelledPicture], tiny: DataSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copied = Path(shutil.copytree(tiny.root, tmp_path / "copied"))
+    found = read_folder(copied, part="test").pictures[:2]
+    found[0].path.write_bytes(b"")
+    config = settings(epochs=3, batches=1, evaluate_every=1)
+    train(pictures, config, tmp_path / "run", tests={"test": crops(found, (64, 32))})
+    assert len([record for record in caplog.records if found[0].path.name in record.getMessage()]) == 1
+
+
+def test_a_folder_that_cannot_be_written(
+    pictures: Sequence[LabelledPicture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DataError, match=r"run: cannot be written to \(No space left on device\); choose another"):
+        train(pictures, settings(), tmp_path / "run")
 
 
 def test_people_without_masks_or_keypoints(tiny: DataSet, detector: MaskRCNN, tmp_path: Path) -> None:

@@ -125,6 +125,25 @@ def test_a_few_steps_learn_and_the_average_follows() -> None:
     assert not torch.equal(averaged.network.facts.weight, model.network.facts.weight)
 
 
+def test_the_last_step_counts_in_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    monkeypatch.setattr(RegionNetModule, "global_step", property(lambda _: steps))
+    module = RegionNetModule(RegionNet(size=SIZE, channels=16), MRAConfig(size=SIZE), 3)
+    bias = module.model.network.facts.bias
+    before, after = [], []
+    for value in (100.0, 200.0, 300.0):
+        module.on_before_zero_grad(None)
+        before.append(module.estimator().network.facts.bias[0].item())
+        with torch.no_grad():
+            bias.fill_(value)  # the step
+        steps += 1
+        after.append(module.estimator().network.facts.bias[0].item())
+        assert int(module.average.n_averaged) == steps - 1, "asking changed the average"
+    assert after[0] == 100
+    # The next step finds what was answered.
+    assert before[1:] == after[:-1]
+
+
 def test_the_trunk_learns_slower() -> None:
     config = MRAConfig(size=SIZE, learning_rate=1e-3)
     module = RegionNetModule(RegionNet(size=SIZE, channels=16), config, 10)

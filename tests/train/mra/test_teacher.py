@@ -108,6 +108,22 @@ def test_bad_pictures_get_no_labels(pictures: Path, tmp_path: Path) -> None:
     assert sorted(table) == [paths[i].relative_to(pictures).as_posix() for i in (0, 2)]
 
 
+def test_an_answer_that_is_no_number_spoils_its_own_picture_only(pictures: Path, tmp_path: Path) -> None:
+    class Broken(Teacher):
+        def forward(self, crops: torch.Tensor, *, keypoint_masks: bool = False) -> Estimate:
+            found = super().forward(crops)
+            keypoints, mask, presence = found.keypoints.clone(), found.mask.clone(), found.presence.clone()
+            keypoints[0, 3, 1], mask[2, 0, 0], presence[3] = torch.nan, torch.inf, torch.nan
+            return Estimate(mask, keypoints, presence)
+
+    paths, problems = list_pictures(pictures)[:6], Problems()
+    teach(Broken(), paths, pictures, tmp_path / "labels", size=(32, 16), problems=problems)
+    assert [line.split(": ")[0] for line in problems.lines()] == [str(paths[i]) for i in (0, 2, 3)]
+    assert all("not finite" in line for line in problems.lines())
+    found = read_folder(pictures, labels=[tmp_path / "labels"])
+    assert [one.path for one in found.pictures] == [paths[i] for i in (1, 4, 5)]
+
+
 def test_where_nothing_can_be_written(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"labels: cannot be written \(Not a directory\)"):
