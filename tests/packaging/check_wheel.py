@@ -28,7 +28,13 @@ def main(site: str, cuda: str) -> None:
     wanted = cuda == "AUTO" and shutil.which("nvcc") is not None
     assert (_C.cuda is not None) == wanted, f"MGRAN_CUDA={cuda} gave CUDA {_C.cuda}"
     assert _C.version == mgran_fast.__version__, f"{_C.version} is not {mgran_fast.__version__}"
-    for name in ("py.typed", "report/template.html.j2", "report/report.css", "kernels/pooling.json"):
+    for name in (
+        "py.typed",
+        "report/template.html.j2",
+        "report/report.css",
+        "kernels/pooling.json",
+        "mra/regionnet.safetensors",
+    ):
         assert (home / name).is_file(), f"the wheel lacks {name}"
     map_ = ops.regions(torch.ones(1, 8, 4), torch.zeros(1, 17, 3), (24, 12))
     assert map_[0, :, 0].tolist() == [1] * 4 + [2] * 8 + [3] * 12
@@ -37,6 +43,11 @@ def main(site: str, cuda: str) -> None:
         missing = backend.why_not_native(op, "cuda")
         there = wanted or op in backend.TRITON
         assert (missing == "") == there or "Triton" in missing, f"{op} on cuda: {missing or 'there'}"
+    # Out of the box: crops and nothing else.
+    model = mgran_fast.MGRAN(trunk="resnet18", size=(64, 32)).eval()
+    with torch.no_grad():
+        embeddings = model(torch.zeros(2, 64, 32, 3, dtype=torch.uint8))
+    assert embeddings.shape == (2, model.dim)
     sys.stdout.write(f"wheel with MGRAN_CUDA={cuda}: CUDA {_C.cuda}, every op native on the CPU, right\n")
 
 
