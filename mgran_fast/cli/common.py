@@ -61,8 +61,9 @@ def open_estimator(mra: str = "regionnet") -> Estimator:
     """The estimator that ``--mra`` names.
 
     Args:
-        mra: "regionnet" for the one that comes with the package, "torchvision" for the joint Mask R-CNN with
-            torchvision's COCO weights where they lie, or a file that RegionNet.save or MaskRCNN.save wrote.
+        mra: "regionnet" for the one that comes with the package, "regionnet+flip" for the mean of its answers to a
+            crop and to the mirror image, "torchvision" for the joint Mask R-CNN with torchvision's COCO weights where
+            they lie, or a file that RegionNet.save or MaskRCNN.save wrote.
 
     Raises DataError or CheckpointError.
     """
@@ -70,8 +71,8 @@ def open_estimator(mra: str = "regionnet") -> Estimator:
     from mgran_fast.mra.regionnet import RegionNet
     from mgran_fast.mra.weights import read_format
 
-    if mra == "regionnet":
-        return RegionNet.from_pretrained()
+    if mra in ("regionnet", "regionnet+flip"):
+        return RegionNet.from_pretrained(flip=mra != "regionnet")
     if mra != "torchvision":
         return RegionNet.from_file(mra) if read_format(mra) == RegionNet.FORMAT else MaskRCNN.from_file(mra)
     found = find_checkpoints()

@@ -28,8 +28,8 @@ def evaluate(
     mra: Annotated[
         str | None,
         typer.Option(
-            help="Make masks while evaluating: regionnet (which also runs where there are no masks), torchvision, or"
-            " a file that RegionNet.save or MaskRCNN.save wrote."
+            help="Make masks while evaluating: regionnet (which also runs where there are no masks), regionnet+flip,"
+            " torchvision, or a file that RegionNet.save or MaskRCNN.save wrote."
         ),
     ] = None,
     layout: Annotated[str | None, typer.Option(help="The layout that the checkpoint must have.")] = None,

@@ -31,8 +31,8 @@ def masks(
     mra: Annotated[
         str,
         typer.Option(
-            help="Who looks at the pictures: regionnet, torchvision, a file that RegionNet.save or MaskRCNN.save wrote;"
-            " or files: take over masks/ and keypoints.json."
+            help="Who looks at the pictures: regionnet, regionnet+flip (better, twice the time), torchvision, a file"
+            " that RegionNet.save or MaskRCNN.save wrote; or files: take over masks/ and keypoints.json."
         ),
     ] = "regionnet",
     files: Annotated[

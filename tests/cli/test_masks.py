@@ -14,8 +14,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mgran_fast.cli import common
 from mgran_fast.data import MaskFiles, RegionCache, read_market
+from mgran_fast.errors import CheckpointError
 from mgran_fast.mra import Estimate
+from mgran_fast.mra.regionnet import RegionNet
 
 Cli = Callable[..., Any]
 PARTS = ("bounding_box_test", "bounding_box_train", "query")
@@ -171,3 +174,12 @@ def test_training_and_evaluation_read_the_cache(
     outcome = cli(*arguments, "--masks", tmp_path / "cache")
     assert outcome.code == 1
     assert "0099_c1_00.jpg: not in the region cache" in outcome.err.splitlines()[-1]
+
+
+def test_the_names_of_estimators() -> None:
+    plain, flipped = common.open_estimator(), common.open_estimator("regionnet+flip")
+    assert isinstance(plain, RegionNet)
+    assert isinstance(flipped, RegionNet)
+    assert (plain.flip, flipped.flip) == (False, True)
+    with pytest.raises(CheckpointError, match="no such file"):
+        common.open_estimator("regionnet+other")
