@@ -190,6 +190,8 @@ class _Job:
         from mgran_fast.cli import common, mra_data
         from mgran_fast.data import Problems
 
+        if teacher is not None and not any(not name.lower().endswith(".json") for name in data):
+            raise DataError("--teacher labels folders of pictures: name one with --data; COCO files have their labels")
         sets, problems, device = [], Problems(), _device()
         master: Any = None if teacher is None else common.open_estimator(teacher)
         if hasattr(master, "to"):

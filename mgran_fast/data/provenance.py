@@ -65,7 +65,8 @@ def identity(estimator: Estimator | MaskFiles) -> tuple[str, str, dict[str, Any]
 
     The hash is over the weights, names and bytes of ``state_dict()`` by name (batch norm's counters left out, which
     change no answer); over the keypoint file and all masks for :class:`MaskFiles`. The arguments are those of its
-    attribute ``arguments``, when it has one: values that JSON knows.
+    attribute ``arguments``, when it has one, values that JSON knows, and its ``REVISION``, which counts up when the
+    same weights answer otherwise.
 
     Raises:
         TypeError: it is neither a module nor a MaskFiles, and has no ``state_dict``.
@@ -86,7 +87,10 @@ def identity(estimator: Estimator | MaskFiles) -> tuple[str, str, dict[str, Any]
             digest.update(f"{name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     arguments = getattr(estimator, "arguments", None)
-    return type(estimator).__name__, digest.hexdigest(), dict(arguments) if isinstance(arguments, Mapping) else {}
+    told = dict(arguments) if isinstance(arguments, Mapping) else {}
+    if (revision := getattr(estimator, "REVISION", None)) is not None:
+        told["revision"] = revision
+    return type(estimator).__name__, digest.hexdigest(), told
 
 
 def provenance(

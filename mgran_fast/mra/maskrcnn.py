@@ -77,6 +77,9 @@ class MaskRCNN(nn.Module):
         CheckpointError: ``weights`` do not fit.
     """
 
+    #: Counts up when the same weights answer otherwise: what was computed before is then computed again.
+    REVISION = 1
+
     def __init__(
         self,
         *,

@@ -71,6 +71,8 @@ class RegionNet(nn.Module):
 
     #: What the metadata of a file says.
     FORMAT = "mgran_fast.RegionNet"
+    #: Counts up when the same weights answer otherwise: what was computed before is then computed again.
+    REVISION = 1
 
     def __init__(
         self,

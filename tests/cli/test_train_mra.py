@@ -194,6 +194,7 @@ def test_nothing_to_compare_is_null(cli: Cli, copied: Path, trained: Trained) ->
         (["--data", "x", "--mra", "a"], "--mra is for --epochs 0"),
         (["--data", "no-such-folder"], "no-such-folder: no such folder; give a folder of crops, or a COCO file"),
         (["--data", "none.json"], "none.json: no such file"),
+        (["--data", "none.json", "--teacher", "regionnet"], "--teacher labels folders of pictures"),
         (["--synthetic", 1, "--test", "synthetic:x"], "--test synthetic:x: write synthetic:PEOPLE"),
         (["--synthetic", 1, "--test", "synthetic:1:2:3"], "write synthetic:PEOPLE or synthetic:PEOPLE:SEED"),
         (["--synthetic", -1], "-1 synthetic people: ask for one or more"),

@@ -36,6 +36,9 @@ def test_identity() -> None:
     assert len(identity(half)[1]) == 64
     one.arguments = {"flip": True, "size": (2, 1)}  # type: ignore[assignment]
     assert provenance(one).options == {"flip": True, "size": [2, 1]}
+    # The same weights, decoded in another way.
+    one.REVISION = 2  # type: ignore[assignment]
+    assert provenance(one).options == {"flip": True, "size": [2, 1], "revision": 2}
     with pytest.raises(TypeError, match="state_dict"):
         identity(lambda crops: crops)  # type: ignore[arg-type]
 
