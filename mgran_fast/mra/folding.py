@@ -34,7 +34,7 @@ class Folded:
         self._copy: nn.Module | None = None
 
     def __call__(self) -> nn.Module:
-        key = _state(self.network)
+        key = weights_state(self.network)
         if self._copy is None or key != self._key:
             made = folded(self.network)
             # Key and copy go together: two threads at once make two equal copies, and one of them stays.
@@ -46,7 +46,7 @@ class Folded:
         return {"network": self.network, "_key": None, "_copy": None}
 
 
-def _state(network: nn.Module) -> tuple[Any, ...]:
+def weights_state(network: nn.Module) -> tuple[Any, ...]:
     """What changes whenever a weight does: in place (the version), by exchange (the identity) or by a move."""
     return tuple(
         (id(tensor), tensor.data_ptr(), tensor.dtype, 0 if tensor.is_inference() else tensor._version)

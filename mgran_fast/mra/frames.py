@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from mgran_fast.layouts import KEYPOINTS
 from mgran_fast.mra import decode, people
+from mgran_fast.mra.batches import joined, nobody
 from mgran_fast.mra.estimate import Estimate
 from mgran_fast.mra.inference import LEVELS, POOL, Network
 
@@ -151,23 +151,22 @@ class _Gathered:
     def people(self, size: tuple[int, int], keypoint_masks: bool) -> People:
         if not self.parts:
             none = torch.zeros(0, device=self.device)
-            no_masks = none.view(0, len(KEYPOINTS), 56, 56) if keypoint_masks else None
-            estimate = Estimate(none.view(0, *size), none.view(0, len(KEYPOINTS), 3), none, no_masks)
+            estimate = nobody(size, (56, 56) if keypoint_masks else None, self.device)
             return People(none.long(), none.view(0, 4), none, estimate)
         frame = torch.cat([part[0] for part in self.parts])
         # Stable: the order within a frame stays.
         order = frame.argsort(stable=True)
-        estimates = [part[3] for part in self.parts]
-        masks = [e.keypoint_masks for e in estimates if e.keypoint_masks is not None]
+        estimate = joined([part[3] for part in self.parts])
+        masks = estimate.keypoint_masks
         return People(
             frame[order],
             torch.cat([part[1] for part in self.parts])[order],
             torch.cat([part[2] for part in self.parts])[order],
             Estimate(
-                torch.cat([e.mask for e in estimates])[order],
-                torch.cat([e.keypoints for e in estimates])[order],
-                torch.cat([e.presence for e in estimates])[order],
-                torch.cat(masks)[order] if masks else None,
+                estimate.mask[order],
+                estimate.keypoints[order],
+                estimate.presence[order],
+                None if masks is None else masks[order],
             ),
         )
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from mgran_fast.mra.convolution import Convolution
-from mgran_fast.mra.folding import fold
+from mgran_fast.mra.folding import fold, weights_state
 
 #: The pyramid's levels and their strides; the fifth, "pool", is for proposals alone.
 LEVELS, STRIDES = ("0", "1", "2", "3"), (4, 8, 16, 32)
@@ -217,16 +217,8 @@ class Prepared:
 
 
 def _key(model: nn.Module) -> tuple[Any, ...]:
-    key: list[Any] = [getattr(model, "person_label", None)]
-    for module in model.modules():
-        for own in (module._parameters, module._buffers):
-            for tensor in own.values():
-                if tensor is not None:
-                    # Tensors made in inference mode count no versions.
-                    key.append((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
-        if isinstance(module, FrozenBatchNorm2d):
-            key.append(module.eps)
-    return tuple(key)
+    eps = tuple(module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d))
+    return (getattr(model, "person_label", None), eps, weights_state(model))
 
 
 def _convolutions(module: nn.Module) -> list[nn.Conv2d]:

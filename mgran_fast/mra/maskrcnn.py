@@ -26,6 +26,7 @@ from torchvision.ops.poolers import LevelMapper
 from mgran_fast.layouts import KEYPOINTS
 from mgran_fast.mra import decode, detector_losses, loading, people, target
 from mgran_fast.mra import frames as on_frames
+from mgran_fast.mra.batches import joined, nobody
 from mgran_fast.mra.detector_losses import Target
 from mgran_fast.mra.estimate import Estimate, check_crops
 from mgran_fast.mra.frames import People
@@ -142,20 +143,11 @@ class MaskRCNN(nn.Module):
         # The dtype is that of the weights: no autocast on top.
         with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
             if n == 0:
-                empty = torch.zeros(0, device=crops.device)
-                no_masks = empty.new_zeros(0, len(KEYPOINTS), 56, 56) if keypoint_masks else None
-                return Estimate(empty.view(0, height, width), empty.view(0, len(KEYPOINTS), 3), empty, no_masks)
+                return nobody((height, width), (56, 56) if keypoint_masks else None, crops.device)
             network = self._prepared.network(self)
             if self.mode == "box":
                 return self._estimate_in_box(network, crops, keypoint_masks)
-            parts = [self._detect(network, chunk, keypoint_masks) for chunk in torch.split(crops, CHUNK)]
-            masks = [p.keypoint_masks for p in parts if p.keypoint_masks is not None]
-            return Estimate(
-                torch.cat([p.mask for p in parts]),
-                torch.cat([p.keypoints for p in parts]),
-                torch.cat([p.presence for p in parts]),
-                torch.cat(masks) if masks else None,
-            )
+            return joined([self._detect(network, chunk, keypoint_masks) for chunk in torch.split(crops, CHUNK)])
 
     def estimate_people(
         self,

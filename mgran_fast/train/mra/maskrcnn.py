@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from mgran_fast.data.cache import PRESENT
 from mgran_fast.data.dataset import Problems
 from mgran_fast.data.labels import LabelledBatch, PictureBatch
 from mgran_fast.layouts import KEYPOINT_FLIP
@@ -17,8 +18,6 @@ from mgran_fast.train.mra.config import MRAConfig
 #: A keypoint with a lower score is not learnt from: the detector's keypoint loss knows no weights, and a guess of a
 #: teacher is worth less than nothing. As in :func:`mgran_fast.ops.regions`.
 LEAST_SCORE = 0.3
-#: Crops whose presence is lower than this are background.
-PRESENT = 0.5
 # The weight of MRAConfig that each of the detector's losses has; the others count as they are.
 _WEIGHTS = {"loss_mask": "mask_weight", "loss_keypoint": "keypoint_weight", "loss_classifier": "presence_weight"}
 
