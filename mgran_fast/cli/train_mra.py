@@ -58,6 +58,7 @@ def train_mra(
     size: Annotated[str, typer.Option(help="Height x width of the crops.")] = "256x128",
     working_size: Annotated[str, typer.Option(help="Height x width inside regionnet, multiples of 32.")] = "192x96",
     channels: Annotated[int, typer.Option(help="Of regionnet's feature pyramid.")] = 64,
+    context: Annotated[int, typer.Option(help="Of regionnet: blocks at stride 32 after the trunk.")] = 3,
     backbone: Annotated[str, typer.Option(help="Of maskrcnn: resnet18 to resnet152.")] = "resnet50",
     epochs: Annotated[int, typer.Option(help="Passes over the training pictures; 0 measures only.")] = 30,
     batch_size: Annotated[int, typer.Option(help="Crops, or whole pictures, at once.")] = 64,
@@ -89,10 +90,10 @@ def train_mra(
 
     values: dict[str, Any] = {
         "model": model, "mode": mode, "whole_pictures": whole_pictures, "size": common.parse_size(size),
-        "working_size": common.parse_size(working_size, "--working-size"), "channels": channels, "backbone": backbone,
-        "epochs": epochs, "batch_size": batch_size, "batches": batches, "learning_rate": learning_rate,
-        "weight_decay": weight_decay, "margin": margin, "jitter": jitter, "precision": precision, "workers": workers,
-        "evaluate_every": evaluate_every, "seed": seed,
+        "working_size": common.parse_size(working_size, "--working-size"), "channels": channels, "context": context,
+        "backbone": backbone, "epochs": epochs, "batch_size": batch_size, "batches": batches,
+        "learning_rate": learning_rate, "weight_decay": weight_decay, "margin": margin, "jitter": jitter,
+        "precision": precision, "workers": workers, "evaluate_every": evaluate_every, "seed": seed,
     }  # fmt: skip
     try:
         config = MRAConfig(**values)

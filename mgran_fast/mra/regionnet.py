@@ -1,8 +1,9 @@
 """RegionNet: a small one-shot network from a crop to its mask, 17 keypoints and presence; the default MRA.
 
-A MobileNetV2 trunk (Sandler et al. 2018; torchvision's, up to stride 32) sees the crop at one working size. A feature
-pyramid (Lin et al. 2017) of depthwise separable convolutions brings the context back up to stride 4, where the
-heatmaps of the keypoints are read, and to stride 2, where the mask is. Presence and the keypoints' visibility come
+A MobileNetV2 trunk (Sandler et al. 2018; torchvision's, up to stride 32) sees the crop at one working size. More of
+its blocks follow at stride 32, where layers cost little, to see the body as a whole: which leg is the left one. A
+feature pyramid (Lin et al. 2017) of depthwise separable convolutions brings that context back up to stride 4, where
+the heatmaps of the keypoints are read, and to stride 2, where the mask is. Presence and the keypoints' visibility come
 from the pooled top. Crops of other sizes and aspect ratios are resized to the working size and back.
 """
 
@@ -17,17 +18,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torchvision.models import mobilenet_v2
+from torchvision.models.mobilenetv2 import InvertedResidual
 
 from mgran_fast.errors import CheckpointError
 from mgran_fast.layouts import KEYPOINT_FLIP, KEYPOINTS
 from mgran_fast.mra import decode
+from mgran_fast.mra.batches import joined, nobody
 from mgran_fast.mra.estimate import Estimate, check_crops
 from mgran_fast.mra.folding import Folded
 from mgran_fast.mra.weights import read_own, undescribed, write
 
 __all__ = ["RegionNet"]
 
-VERSION = 1
+VERSION = 2
 PRETRAINED = "regionnet.safetensors"
 # ImageNet's mean and standard deviation, of pixels in [0, 1]: what the trunk was first trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,6 +65,7 @@ class RegionNet(nn.Module):
     Args:
         size: (height, width) in pixels of the working size, multiples of 32.
         channels: of the feature pyramid.
+        context: inverted residual blocks at stride 32 after the trunk's own.
         flip: average the logits with those for the mirrored crop: better, at twice the cost; docs/regionnet.md has
             the figures.
 
@@ -79,6 +83,7 @@ class RegionNet(nn.Module):
         *,
         size: tuple[int, int] = (192, 96),
         channels: int = 64,
+        context: int = 3,
         flip: bool = False,
     ) -> None:
         super().__init__()
@@ -86,8 +91,10 @@ class RegionNet(nn.Module):
             raise ValueError(f"size must be (height, width) in multiples of 32 pixels, not {size!r}")
         if channels < 8:
             raise ValueError(f"channels must be 8 or more, not {channels}")
-        self.size, self.channels, self.flip = (size[0], size[1]), channels, flip
-        self.network = Network(channels)
+        if context < 0:
+            raise ValueError(f"context must be 0 or more, not {context}")
+        self.size, self.channels, self.context, self.flip = (size[0], size[1]), channels, context, flip
+        self.network = Network(channels, context)
         self._folded = Folded(self.network)
         self.eval()
 
@@ -110,23 +117,13 @@ class RegionNet(nn.Module):
         # The dtype is that of the weights: autocast would round the probabilities that places are read from.
         with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
             parts = [self._estimate(part, keypoint_masks) for part in torch.split(crops, people)]
-        if len(parts) == 1:
-            return parts[0]
-        masks = [part.keypoint_masks for part in parts if part.keypoint_masks is not None]
-        return Estimate(
-            torch.cat([part.mask for part in parts]),
-            torch.cat([part.keypoints for part in parts]),
-            torch.cat([part.presence for part in parts]),
-            torch.cat(masks) if masks else None,
-        )
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def _estimate(self, crops: torch.Tensor, keypoint_masks: bool) -> Estimate:
         n, height, width = crops.shape[:3]
         if n == 0:
-            empty = torch.zeros(0, device=crops.device)
-            h, w = self.size[0] // 4, self.size[1] // 4
-            masks = empty.new_zeros(0, len(KEYPOINTS), h, w) if keypoint_masks else None
-            return Estimate(empty.view(0, height, width), empty.view(0, len(KEYPOINTS), 3), empty, masks)
+            quarter = (self.size[0] // 4, self.size[1] // 4)
+            return nobody((height, width), quarter if keypoint_masks else None, crops.device)
         weight = next(self.parameters())
         maps = self._maps(resized(crops, self.size), weight.dtype)
         logits = functional.interpolate(maps.mask, size=(height, width), mode="bilinear", align_corners=False)
@@ -185,6 +182,7 @@ class RegionNet(nn.Module):
         return {
             "size": list(self.size),
             "channels": self.channels,
+            "context": self.context,
             "flip": self.flip,
         }
 
@@ -242,10 +240,17 @@ class RegionNet(nn.Module):
 class Network(nn.Module):
     """Pixels [N, 3, h, w], normalised -> :class:`Maps`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, context: int) -> None:
         super().__init__()
         # No weights: nothing is ever downloaded.
         self.trunk = mobilenet_v2(weights=None).features[:_BLOCKS]
+        top = CHANNELS[-1]
+        blocks = [InvertedResidual(top, top, stride=1, expand_ratio=6) for _ in range(context)]
+        for block in blocks:
+            # Begins as the identity, so that it may be put behind a trunk that is trained already.
+            norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+            nn.init.zeros_(norms[-1].weight)
+        self.context = nn.Sequential(*blocks)
         self.laterals = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), nn.BatchNorm2d(channels)) for c in CHANNELS[1:]
         )
@@ -269,6 +274,7 @@ class Network(nn.Module):
             x = block(x)
             if place in TAPS:
                 taps.append(x)
+        taps[-1] = self.context(taps[-1])
         facts = self.facts(self.summary(taps[-1]).mean((2, 3)))
         up: torch.Tensor | None = None
         for tap, lateral, merge in zip(reversed(taps[1:]), reversed(self.laterals), reversed(self.merges), strict=True):

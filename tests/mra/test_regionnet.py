@@ -17,7 +17,7 @@ import mgran_fast
 from mgran_fast.errors import CheckpointError
 from mgran_fast.layouts import KEYPOINT_FLIP
 from mgran_fast.mra import Estimator, regionnet
-from mgran_fast.mra.regionnet import Maps, RegionNet
+from mgran_fast.mra.regionnet import VERSION, Maps, RegionNet
 
 SIZE = (64, 32)
 
@@ -120,7 +120,7 @@ def test_not_in_training_mode(net: RegionNet) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"size": (100, 32)}, {"size": (0, 32)}, {"size": (64.0, 32)}, {"size": (64,)}, {"channels": 4}],
+    [{"size": (100, 32)}, {"size": (0, 32)}, {"size": (64.0, 32)}, {"size": (64,)}, {"channels": 4}, {"context": -1}],
 )
 def test_wrong_arguments(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -226,7 +226,7 @@ def test_a_file_that_does_not_fit(net: RegionNet, tmp_path: Path, change: str) -
     net.save(path)
     tensors = load_file(path)
     arguments: dict[str, object] = dict(net.arguments)
-    version = 1
+    version = VERSION
     if change == "missing":
         del tensors["network.facts.bias"]
     elif change == "unknown":

@@ -21,7 +21,7 @@ class MRAConfig(Settings):
         whole_pictures: "box" learns from whole pictures with all their people, rather than from one crop a person;
             "detect" always does.
         size: (height, width) in pixels of the crops that it learns from and is measured on.
-        working_size, channels: of :class:`mgran_fast.RegionNet`.
+        working_size, channels, context: of :class:`mgran_fast.RegionNet`.
         backbone: of :class:`mgran_fast.MaskRCNN`.
         epochs: passes over the training pictures; 0 measures only.
         batch_size: crops (whole pictures for "detect") at once.
@@ -45,6 +45,7 @@ class MRAConfig(Settings):
     size: tuple[int, int] = (256, 128)
     working_size: tuple[int, int] = (192, 96)
     channels: int = 64
+    context: int = 3
     backbone: str = "resnet50"
     epochs: int = 30
     batch_size: int = 64
@@ -63,7 +64,8 @@ class MRAConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"channels": 8, "epochs": 0, "batch_size": 1, "workers": 0, "evaluate_every": 0, "seed": 0}
+        least = {"channels": 8, "batch_size": 1}
+        least.update(dict.fromkeys(("context", "epochs", "workers", "evaluate_every", "seed"), 0))
         if self.batches is not None:
             least["batches"] = 1
         for name, smallest in least.items():

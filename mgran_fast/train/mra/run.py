@@ -66,7 +66,7 @@ def build(config: MRAConfig) -> RegionNet | MaskRCNN:
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(config.seed)
         if config.model == "regionnet":
-            return RegionNet(size=config.working_size, channels=config.channels)
+            return RegionNet(size=config.working_size, channels=config.channels, context=config.context)
         return MaskRCNN(mode=config.mode, backbone=config.backbone)
 
 

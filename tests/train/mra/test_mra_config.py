@@ -22,6 +22,7 @@ NAN = float("nan")
         ({"size": (0, 5)}, "size must be"),
         ({"working_size": (100, 64)}, "working_size must be"),
         ({"channels": 4}, "channels must be at least 8"),
+        ({"context": -1}, "context must be at least 0"),
         ({"backbone": "vgg"}, "backbone must be one of resnet18"),
         ({"epochs": -1}, "epochs must be at least 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
