@@ -8,10 +8,12 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "align.h"
+#include "conv.h"
 #include "cpu/dispatch.h"
 #include "crops.h"
 #include "inputs.h"
@@ -124,6 +126,63 @@ MgranRegions regions_args(Address mask, bool mask_is_float, Size mask_size, Addr
   return args;
 }
 
+// Of a layer: cells, windows, background, (height, width, channels), whether they are spread.
+using Layer = std::tuple<Address, Address, Address, std::array<std::int32_t, 3>, bool>;
+
+MgranCells cells_of(const Layer& layer) {
+  const auto& [cells, windows, background, size, spread] = layer;
+  want(size[0] >= 0 && size[1] >= 0 && size[2] >= 0, "sizes must not be negative");
+  MgranCells made{};
+  made.cells = reinterpret_cast<void*>(cells);
+  made.windows = reinterpret_cast<const std::int32_t*>(windows);
+  made.background = reinterpret_cast<const void*>(background);
+  made.height = size[0];
+  made.width = size[1];
+  made.channels = size[2];
+  made.spread = spread;
+  return made;
+}
+
+// Each source is a layer and its (kernel, stride, padding).
+MgranConv conv_args(const std::vector<std::pair<Layer, std::array<std::int32_t, 3>>>& sources, const Layer& out,
+                    const std::vector<Layer>& residual, Address weights, Address scale, Address bias,
+                    float residual_scale, std::int64_t images, std::int32_t dtype, std::int32_t out_dtype, bool relu) {
+  want(sources.size() == 1 || sources.size() == 2, "a convolution has one or two sources");
+  want(images >= 0, "sizes must not be negative");
+  want(dtype == MGRAN_FLOAT32 || dtype == MGRAN_BFLOAT16 || dtype == MGRAN_UINT8, "unknown dtype");
+  want(out_dtype == dtype || out_dtype == MGRAN_FLOAT32, "the result has the dtype of the sources, or float32");
+  const std::int32_t group = dtype == MGRAN_FLOAT32 ? 1 : dtype == MGRAN_BFLOAT16 ? 2 : 4;
+  MgranConv args{};
+  for (const auto& [layer, geometry] : sources) {
+    MgranConvSource& source = args.sources[args.count++];
+    source.x = cells_of(layer);
+    want(source.x.channels % group == 0, "the channels of a source must fill groups of 4 bytes");
+    want(geometry[0] >= 1 && geometry[1] >= 1 && geometry[2] >= 0, "kernel and stride must be positive");
+    source.kernel = geometry[0];
+    source.stride = geometry[1];
+    source.padding = geometry[2];
+    want((source.x.height + 2 * source.padding - source.kernel) / source.stride + 1 == std::get<3>(out)[0] &&
+             (source.x.width + 2 * source.padding - source.kernel) / source.stride + 1 == std::get<3>(out)[1],
+         "the grid of the result does not fit that of a source");
+  }
+  args.out = cells_of(out);
+  want(residual.size() <= 1, "a convolution has one residual or none");
+  if (!residual.empty()) {
+    args.residuals = 1;
+    args.residual = cells_of(residual[0]);
+    want(std::get<3>(residual[0]) == std::get<3>(out), "the residual must have the grid and channels of the result");
+  }
+  args.weights = reinterpret_cast<const void*>(weights);
+  args.scale = reinterpret_cast<const float*>(scale);
+  args.bias = reinterpret_cast<const float*>(bias);
+  args.residual_scale = residual_scale;
+  args.images = images;
+  args.dtype = dtype;
+  args.out_dtype = out_dtype;
+  args.relu = relu;
+  return args;
+}
+
 MgranInputs inputs_args(Address crops, Address map, Address out, Address workspace, std::int64_t people,
                         std::int64_t pixels, std::int32_t regions, std::int32_t dtype, float scale, Channels mean,
                         Channels std) {
@@ -227,6 +286,8 @@ void define(py::module_& m, const char* name, Args (*make)(P...), int (*run)(con
 constexpr const char* kCrops[] = {"frame", "frame_size", "row_stride", "boxes", "out", "count", "size"};
 constexpr const char* kRegions[] = {"mask",   "mask_is_float", "mask_size", "keypoints",          "map",   "workspace",
                                     "people", "size",          "limit",     "keypoint_threshold", "layout"};
+constexpr const char* kConv[] = {"sources",        "out",    "residual", "weights",   "scale", "bias",
+                                 "residual_scale", "images", "dtype",    "out_dtype", "relu"};
 constexpr const char* kInputs[] = {"crops",   "map",   "out",   "workspace", "people", "pixels",
                                    "regions", "dtype", "scale", "mean",      "std"};
 constexpr const char* kAlign[] = {
@@ -284,6 +345,7 @@ PYBIND11_MODULE(_C, m) {
   define(m, "regions_cpu", regions_args, mgran_regions_cpu, kRegions);
   define(m, "inputs_cpu", inputs_args, mgran_inputs_cpu, kInputs);
   define(m, "align_cpu", align_args, mgran_align_cpu, kAlign);
+  define(m, "conv_cpu", conv_args, mgran_conv_cpu, kConv);
   define(m, "pooling_cpu", pooling_args, mgran_pooling_cpu, kPooling);
   define(m, "pooling_backward_cpu", pooling_args, mgran_pooling_backward_cpu, kPooling);
 

@@ -28,6 +28,24 @@ Isa isa() {
   return static_cast<int>(machine) < allowed ? machine : static_cast<Isa>(allowed);
 }
 
+bool has_bf16() {
+#if MGRAN_X86
+  static const bool machine = __builtin_cpu_supports("avx512bf16");
+  return machine && isa() >= Isa::avx512;
+#else
+  return false;
+#endif
+}
+
+bool has_vnni() {
+#if MGRAN_X86
+  static const bool machine = __builtin_cpu_supports("avx512vnni");
+  return machine && isa() >= Isa::avx512;
+#else
+  return false;
+#endif
+}
+
 void limit_isa(Isa isa) { most.store(static_cast<int>(isa), std::memory_order_relaxed); }
 
 }  // namespace mgran

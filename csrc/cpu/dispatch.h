@@ -46,6 +46,10 @@ enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
 // What this machine has, lowered by limit_isa().
 Isa isa();
 
+// What some machines with AVX-512 have beyond it: products of bfloat16, and of bytes. False below Isa::avx512.
+bool has_bf16();
+bool has_vnni();
+
 // For tests and comparisons: use nothing above `most` from now on.
 void limit_isa(Isa most);
 

@@ -1,0 +1,42 @@
+// Launch ABI of `conv`: a convolution of windows. Definition: mgran_fast/reference/conv.py.
+//
+// Of every image only a window of cells is kept; elsewhere the image equals a background that all images share.
+#pragma once
+#include "abi.h"
+
+extern "C" {
+
+enum { MGRAN_UINT8 = 3 };
+
+// The cells of one layer for `images` images on a grid of height x width.
+struct MgranCells {
+  void* cells;  // packed: [sum of the windows' areas, channels]; spread: [images, height, width, channels]
+  const std::int32_t* windows;  // [images, 4] top, left, height, width, inside of the grid
+  const void* background;       // [height, width, channels], or null for zeros
+  std::int32_t height, width, channels;
+  std::int32_t spread;  // whether the cells lie where the whole grid has them; packed otherwise
+};
+
+struct MgranConvSource {
+  MgranCells x;
+  std::int32_t kernel, stride, padding;
+};
+
+struct MgranConv {
+  MgranConvSource sources[2];  // summed: a block's last convolution and that of its shortcut are one
+  std::int32_t count;          // of the sources: 1 or 2
+  MgranCells out;              // its windows are written, nothing else
+  std::int32_t residuals;      // 0 or 1
+  MgranCells residual;         // on the grid of `out`, with its channels and dtype
+  const void* weights;         // [panels, groups, 32, per group], see conv_tile.h; 4 bytes a group and output channel
+  const float* scale;          // uint8: [32 * panels], what an integer sum is multiplied by; null otherwise
+  const float* bias;           // [32 * panels]
+  float residual_scale;        // what a residual is multiplied by
+  std::int64_t images;
+  std::int32_t dtype;      // of the sources: MGRAN_FLOAT32, MGRAN_BFLOAT16 or MGRAN_UINT8 (weights int8)
+  std::int32_t out_dtype;  // that of the sources, or MGRAN_FLOAT32
+  std::int32_t relu;
+};
+
+int mgran_conv_cpu(const MgranConv* args, int threads);
+}

@@ -1,0 +1,294 @@
+// `conv` on the CPU: where each output cell's inputs lie, and the order of the tiles.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 warns of variables that its own headers leave uninitialised on purpose (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include "../conv.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <new>
+#include <vector>
+
+#include "conv_simd.h"
+#include "threads.h"
+
+#if defined(__GNUC__)
+#define MGRAN_UNROLL _Pragma("GCC unroll 16")
+#else
+#define MGRAN_UNROLL
+#endif
+
+namespace mgran {
+
+constexpr int kConvRows = 16;   // output cells of a tile at most, and the distance of a tap's pointers to the next's
+constexpr int kConvPanel = 32;  // output channels
+
+struct ConvTile {
+  const std::uint8_t* const* cells[2];  // of each source: [taps, kConvRows] where the input cell lies
+  std::int32_t taps[2], groups[2];      // of each source
+  std::int32_t sources;
+  const std::int32_t* weights;
+  const float *scale, *bias;            // of the panel's first channel; scale may be null
+  const std::uint8_t* const* residual;  // [rows] of the panel's first channel, or null
+  std::uint8_t* const* out;             // [rows] of the panel's first channel
+  std::int32_t rows, channels;          // that count, at most D::kRows and kConvPanel
+  float residual_scale;
+  bool relu;
+};
+
+}  // namespace mgran
+
+#define MGRAN_NAMESPACE conv_portable
+#define MGRAN_TARGET
+#include "conv_tile.h"
+#if MGRAN_X86
+#define MGRAN_NAMESPACE conv_avx2
+#define MGRAN_TARGET MGRAN_AVX2
+#include "conv_tile.h"
+#define MGRAN_NAMESPACE conv_avx512
+#define MGRAN_TARGET MGRAN_AVX512
+#include "conv_tile.h"
+#define MGRAN_NAMESPACE conv_bf16
+#define MGRAN_TARGET MGRAN_AVX512_BF16
+#include "conv_tile.h"
+#define MGRAN_NAMESPACE conv_vnni
+#define MGRAN_TARGET MGRAN_AVX512_VNNI
+#include "conv_tile.h"
+#endif
+
+namespace {
+
+using mgran::ConvTile;
+using mgran::kConvPanel;
+using mgran::kConvRows;
+
+// Weights that stay in the second-level cache while tiles go by.
+constexpr std::size_t kWeightBytes = 384 << 10;
+
+struct Kernel {
+  void (*tile)(const ConvTile&);
+  int rows;
+};
+
+template <typename Out>
+Kernel float32_kernel() {
+  using namespace mgran;
+  Kernel kernel{conv_portable::conv_tile<PortableConvFloat32, Out>, PortableConv::kRows};
+#if MGRAN_X86
+  if (isa() >= Isa::avx2) kernel = {conv_avx2::conv_tile<Avx2ConvFloat32, Out>, Avx2Conv::kRows};
+  if (isa() >= Isa::avx512) kernel = {conv_avx512::conv_tile<Avx512ConvFloat32, Out>, Avx512Conv::kRows};
+#endif
+  return kernel;
+}
+
+template <typename Out>
+Kernel bfloat16_kernel() {
+  using namespace mgran;
+  Kernel kernel{conv_portable::conv_tile<PortableConvBFloat16, Out>, PortableConv::kRows};
+#if MGRAN_X86
+  if (isa() >= Isa::avx2) kernel = {conv_avx2::conv_tile<Avx2ConvBFloat16, Out>, Avx2Conv::kRows};
+  if (isa() >= Isa::avx512) kernel = {conv_avx512::conv_tile<Avx512ConvBFloat16, Out>, Avx512Conv::kRows};
+  if (isa() >= Isa::avx512 && has_bf16()) kernel.tile = conv_bf16::conv_tile<Avx512NativeBFloat16, Out>;
+#endif
+  return kernel;
+}
+
+template <typename Out>
+Kernel uint8_kernel() {
+  using namespace mgran;
+  Kernel kernel{conv_portable::conv_tile<PortableConvUInt8, Out>, PortableConv::kRows};
+#if MGRAN_X86
+  if (isa() >= Isa::avx2) kernel = {conv_avx2::conv_tile<Avx2ConvUInt8, Out>, Avx2Conv::kRows};
+  if (isa() >= Isa::avx512) kernel = {conv_avx512::conv_tile<Avx512ConvUInt8, Out>, Avx512Conv::kRows};
+  if (isa() >= Isa::avx512 && has_vnni()) kernel.tile = conv_vnni::conv_tile<Avx512NativeUInt8, Out>;
+#endif
+  return kernel;
+}
+
+Kernel choose_kernel(std::int32_t dtype, std::int32_t out_dtype) {
+  const bool same = dtype == out_dtype;
+  if (!same && out_dtype != MGRAN_FLOAT32) return {nullptr, 0};
+  switch (dtype) {
+    case MGRAN_FLOAT32:
+      return float32_kernel<mgran::Float32>();
+    case MGRAN_BFLOAT16:
+      return same ? bfloat16_kernel<mgran::BFloat16>() : bfloat16_kernel<mgran::Float32>();
+    case MGRAN_UINT8:
+      return same ? uint8_kernel<mgran::UInt8>() : uint8_kernel<mgran::Float32>();
+    default:
+      return {nullptr, 0};
+  }
+}
+
+std::size_t size_of(std::int32_t dtype) { return dtype == MGRAN_FLOAT32 ? 4 : dtype == MGRAN_UINT8 ? 1 : 2; }
+
+// Finds cells of one layer.
+class Finder {
+ public:
+  Finder(const MgranCells& layer, std::int64_t images, std::size_t element, const std::uint8_t* zeros)
+      : layer_(layer), bytes_(static_cast<std::size_t>(layer.channels) * element), zeros_(zeros), first_(1, 0) {
+    for (std::int64_t image = 0; image < images; ++image) {
+      const std::int32_t* const w = layer.windows + 4 * image;
+      first_.push_back(first_.back() + static_cast<std::int64_t>(w[2]) * w[3]);
+    }
+  }
+
+  // The image whose window holds the cell `place` of all windows one after another.
+  std::int64_t image_of(std::int64_t place) const {
+    return std::upper_bound(first_.begin(), first_.end(), place) - first_.begin() - 1;
+  }
+  std::int64_t first(std::int64_t image) const { return first_[static_cast<std::size_t>(image)]; }
+  std::int64_t count() const { return first_.back(); }
+  const std::int32_t* window(std::int64_t image) const { return layer_.windows + 4 * image; }
+
+  // A cell of the window of an image, row and column in the grid.
+  std::uint8_t* own(std::int64_t image, std::int32_t row, std::int32_t column) const {
+    const std::int32_t* const w = window(image);
+    const std::int64_t place = layer_.spread
+                                   ? (image * layer_.height + row) * layer_.width + column
+                                   : first(image) + static_cast<std::int64_t>(row - w[0]) * w[3] + (column - w[1]);
+    return static_cast<std::uint8_t*>(layer_.cells) + static_cast<std::size_t>(place) * bytes_;
+  }
+
+  // Any cell, also beyond the grid.
+  const std::uint8_t* at(std::int64_t image, std::int32_t row, std::int32_t column) const {
+    const std::int32_t* const w = window(image);
+    if (row >= w[0] && row < w[0] + w[2] && column >= w[1] && column < w[1] + w[3]) return own(image, row, column);
+    if (!layer_.background || row < 0 || row >= layer_.height || column < 0 || column >= layer_.width) return zeros_;
+    const std::int64_t place = static_cast<std::int64_t>(row) * layer_.width + column;
+    return static_cast<const std::uint8_t*>(layer_.background) + static_cast<std::size_t>(place) * bytes_;
+  }
+
+ private:
+  MgranCells layer_;
+  std::size_t bytes_;
+  const std::uint8_t* zeros_;
+  std::vector<std::int64_t> first_;
+};
+
+// What a task needs room for: pointers of one tile.
+struct Pointers {
+  std::vector<const std::uint8_t*> cells[2];
+  const std::uint8_t* residual[kConvRows];
+  std::uint8_t* out[kConvRows];
+};
+
+struct Layers {
+  std::vector<Finder> sources;
+  std::vector<Finder> residual;  // none or one
+  Finder out;
+};
+
+// Where the tile of `rows` output cells from `place` on finds everything; returns how many cells there are.
+int find(const MgranConv& args, const Layers& layers, std::int64_t place, int rows, Pointers& pointers) {
+  const int valid = static_cast<int>(std::min<std::int64_t>(rows, layers.out.count() - place));
+  std::int64_t image = layers.out.image_of(place);
+  for (int i = 0; i < rows; ++i) {
+    // What is too much repeats the last cell, and is not written.
+    if (i < valid) {
+      while (place + i >= layers.out.first(image + 1)) ++image;
+    }
+    const std::int64_t inside = place + std::min(i, valid - 1) - layers.out.first(image);
+    const std::int32_t* const w = layers.out.window(image);
+    const std::int32_t row = w[0] + static_cast<std::int32_t>(inside / w[3]);
+    const std::int32_t column = w[1] + static_cast<std::int32_t>(inside % w[3]);
+    pointers.out[i] = layers.out.own(image, row, column);
+    if (args.residuals) pointers.residual[i] = layers.residual[0].at(image, row, column);
+    for (int s = 0; s < args.count; ++s) {
+      const MgranConvSource& source = args.sources[s];
+      const std::int32_t top = row * source.stride - source.padding, left = column * source.stride - source.padding;
+      const std::uint8_t** to = pointers.cells[s].data() + i;
+      for (std::int32_t y = 0; y < source.kernel; ++y)
+        for (std::int32_t x = 0; x < source.kernel; ++x, to += kConvRows)
+          *to = layers.sources[static_cast<std::size_t>(s)].at(image, top + y, left + x);
+    }
+  }
+  return valid;
+}
+
+int run(const MgranConv& args, int threads) {
+  const Kernel kernel = choose_kernel(args.dtype, args.out_dtype);
+  if (!kernel.tile) return MGRAN_UNSUPPORTED;
+  const std::size_t element = size_of(args.dtype), out_element = size_of(args.out_dtype);
+  std::size_t widest = 0;
+  for (int s = 0; s < args.count; ++s)
+    widest = std::max(widest, static_cast<std::size_t>(args.sources[s].x.channels) * element);
+  widest = std::max(widest, static_cast<std::size_t>(args.out.channels) * out_element);
+  const std::vector<std::uint8_t> zeros(widest, 0);
+
+  Layers layers{{}, {}, Finder(args.out, args.images, out_element, zeros.data())};
+  std::int64_t steps = 0;  // of the inner loop, for one panel
+  for (int s = 0; s < args.count; ++s) {
+    const MgranConvSource& source = args.sources[s];
+    layers.sources.emplace_back(source.x, args.images, element, zeros.data());
+    steps += static_cast<std::int64_t>(source.kernel) * source.kernel * source.x.channels * element / 4;
+  }
+  if (args.residuals) layers.residual.emplace_back(args.residual, args.images, out_element, zeros.data());
+
+  const std::int64_t tiles = (layers.out.count() + kernel.rows - 1) / kernel.rows;
+  const std::int64_t panels = (args.out.channels + kConvPanel - 1) / kConvPanel;
+  if (tiles == 0 || panels == 0) return MGRAN_OK;
+  const std::size_t panel_bytes = static_cast<std::size_t>(steps) * kConvPanel * 4;
+  const std::int64_t together = std::clamp<std::int64_t>(
+      static_cast<std::int64_t>(kWeightBytes / std::max<std::size_t>(panel_bytes, 1)), 1, panels);
+  const std::int64_t sets = (panels + together - 1) / together;
+  // Runs of tiles, so many that every thread gets about as much.
+  const std::int64_t runs = std::min(tiles, threads > 1 ? std::max<std::int64_t>(4 * threads / sets, 1) * threads : 1);
+  const std::int64_t tasks = runs * sets;
+  threads = static_cast<int>(std::clamp<std::int64_t>(threads, 1, tasks));
+  std::vector<Pointers> room(static_cast<std::size_t>(threads));
+  for (Pointers& pointers : room)
+    for (int s = 0; s < args.count; ++s)
+      pointers.cells[s].resize(static_cast<std::size_t>(args.sources[s].kernel) *
+                               static_cast<std::size_t>(args.sources[s].kernel) * kConvRows);
+
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
+  for (std::int64_t task = 0; task < tasks; ++task) {
+    Pointers& pointers = room[static_cast<std::size_t>(mgran::thread_number())];
+    const std::int64_t set = task / runs, part = task % runs;
+    const std::int64_t last_panel = std::min((set + 1) * together, panels);
+    ConvTile tile{};
+    tile.sources = args.count;
+    for (int s = 0; s < args.count; ++s) {
+      const MgranConvSource& source = args.sources[s];
+      tile.cells[s] = pointers.cells[s].data();
+      tile.taps[s] = source.kernel * source.kernel;
+      tile.groups[s] = static_cast<std::int32_t>(static_cast<std::size_t>(source.x.channels) * element / 4);
+    }
+    tile.residual_scale = args.residual_scale;
+    tile.relu = args.relu != 0;
+    for (std::int64_t t = tiles * part / runs; t < tiles * (part + 1) / runs; ++t) {
+      tile.rows = find(args, layers, t * kernel.rows, kernel.rows, pointers);
+      const std::uint8_t* residual[kConvRows];
+      std::uint8_t* out[kConvRows];
+      for (std::int64_t panel = set * together; panel < last_panel; ++panel) {
+        const std::size_t shift = static_cast<std::size_t>(panel) * kConvPanel * out_element;
+        for (int i = 0; i < tile.rows; ++i) {
+          out[i] = pointers.out[i] + shift;
+          if (args.residuals) residual[i] = pointers.residual[i] + shift;
+        }
+        tile.out = out;
+        tile.residual = args.residuals ? residual : nullptr;
+        tile.weights = static_cast<const std::int32_t*>(args.weights) + panel * steps * kConvPanel;
+        tile.scale = args.scale ? args.scale + panel * kConvPanel : nullptr;
+        tile.bias = args.bias + panel * kConvPanel;
+        tile.channels =
+            static_cast<std::int32_t>(std::min<std::int64_t>(kConvPanel, args.out.channels - panel * kConvPanel));
+        kernel.tile(tile);
+      }
+    }
+  }
+  return MGRAN_OK;
+}
+
+}  // namespace
+
+extern "C" int mgran_conv_cpu(const MgranConv* args, int threads) {
+  try {
+    return run(*args, threads);
+  } catch (const std::bad_alloc&) {
+    return MGRAN_NO_MEMORY;
+  }
+}
