@@ -91,7 +91,8 @@ def test_chunks_and_containers_do_not_matter() -> None:
     read_only = b.numpy().copy()
     read_only.setflags(write=False)
     assert torch.equal(euclidean(reversed_twice, read_only), whole)
-    assert torch.equal(euclidean(a.numpy().astype(">f4"), b.double().T.contiguous().T).float(), whole)
+    # Within a bit of float32: its roots are not rounded alike on all processors.
+    close(euclidean(a.numpy().astype(">f4"), b.double().T.contiguous().T).float(), whole, 4e-6)
 
 
 def test_mixed_precision_of_the_process_is_not_used() -> None:
