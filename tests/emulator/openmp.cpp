@@ -13,9 +13,11 @@
 
 namespace {
 
+// The chunks go to the threads in turn: as good a dynamic schedule as any, always the same, and every thread gets its
+// share however slowly it starts. A common counter would order what one thread has done before what another does next,
+// which no kernel may rely on, and hide their races.
 struct Loop {
-  std::atomic<long> next{0};
-  long end = 0, step = 1, chunk = 1;
+  long start = 0, end = 0, step = 1, chunk = 1;
 };
 
 struct Team {
@@ -33,14 +35,15 @@ struct Member {
   int index;
   int loops_begun;
   Loop* loop;
+  long chunks_taken;
 };
 
-thread_local Member self{nullptr, 0, 0, nullptr};
+thread_local Member self{nullptr, 0, 0, nullptr, 0};
 std::atomic<int> default_threads{2};
 pthread_mutex_t critical = PTHREAD_MUTEX_INITIALIZER;
 
 void set_loop(Loop& loop, long start, long end, long step, long chunk) {
-  loop.next.store(start);
+  loop.start = start;
   loop.end = end;
   loop.step = step;
   loop.chunk = std::max(1L, chunk);
@@ -57,7 +60,7 @@ void run_team(Team& team, unsigned threads, Loop* loop = nullptr) {
   team.size = outer.team ? 1 : threads ? static_cast<int>(threads) : default_threads.load();
   if (pthread_barrier_init(&team.barrier, nullptr, static_cast<unsigned>(team.size))) std::abort();
   std::vector<Member> members;
-  for (int i = 0; i < team.size; ++i) members.push_back({&team, i, 0, loop});
+  for (int i = 0; i < team.size; ++i) members.push_back({&team, i, 0, loop, 0});
   std::vector<pthread_t> handles(static_cast<std::size_t>(team.size));
   for (std::size_t i = 1; i < handles.size(); ++i)
     if (pthread_create(&handles[i], nullptr, work, &members[i])) std::abort();
@@ -105,7 +108,8 @@ void GOMP_parallel_loop_nonmonotonic_guided(void (*body)(void*), void* data, uns
 
 bool GOMP_loop_dynamic_next(long* first, long* last) {
   Loop& loop = *self.loop;
-  const long at = loop.next.fetch_add(loop.chunk * loop.step);
+  const long turn = self.chunks_taken++ * self.team->size + self.index;
+  const long at = loop.start + turn * loop.chunk * loop.step;
   const bool more = loop.step > 0 ? at < loop.end : at > loop.end;
   if (!more) return false;
   const long behind = at + loop.chunk * loop.step;
@@ -123,6 +127,7 @@ bool GOMP_loop_dynamic_start(long start, long end, long step, long chunk, long* 
   const int index = self.loops_begun++;
   const bool first_to_come = self.team->loops.count(index) == 0;
   self.loop = &self.team->loops[index];
+  self.chunks_taken = 0;
   if (first_to_come) set_loop(*self.loop, start, end, step, chunk);
   pthread_mutex_unlock(&critical);
   return GOMP_loop_dynamic_next(first, last);
