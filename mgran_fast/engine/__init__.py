@@ -1,0 +1,1 @@
+"""Fast inference of a trained model."""
