@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "align.h"
+#include "bindings_network.h"
 #include "conv.h"
 #include "cpu/dispatch.h"
 #include "crops.h"
@@ -346,6 +347,7 @@ PYBIND11_MODULE(_C, m) {
   define(m, "inputs_cpu", inputs_args, mgran_inputs_cpu, kInputs);
   define(m, "align_cpu", align_args, mgran_align_cpu, kAlign);
   define(m, "conv_cpu", conv_args, mgran_conv_cpu, kConv);
+  bind_network(m);
   define(m, "pooling_cpu", pooling_args, mgran_pooling_cpu, kPooling);
   define(m, "pooling_backward_cpu", pooling_args, mgran_pooling_backward_cpu, kPooling);
 

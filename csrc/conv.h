@@ -27,7 +27,7 @@ struct MgranConv {
   std::int32_t count;          // of the sources: 1 or 2
   MgranCells out;              // its windows are written, nothing else
   std::int32_t residuals;      // 0 or 1
-  MgranCells residual;         // on the grid of `out`, with its channels and dtype
+  MgranCells residual;         // on the grid of `out`, with its channels; of `dtype`
   const void* weights;         // [panels, groups, 32, per group], see conv_tile.h; 4 bytes a group and output channel
   const float* scale;          // uint8: [32 * panels], what an integer sum is multiplied by; null otherwise
   const float* bias;           // [32 * panels]

@@ -11,6 +11,7 @@
 #include <new>
 #include <vector>
 
+#include "cells.h"
 #include "conv_simd.h"
 #include "threads.h"
 
@@ -61,8 +62,10 @@ struct ConvTile {
 namespace {
 
 using mgran::ConvTile;
+using mgran::Finder;
 using mgran::kConvPanel;
 using mgran::kConvRows;
+using mgran::size_of;
 
 // Weights that stay in the second-level cache while tiles go by.
 constexpr std::size_t kWeightBytes = 384 << 10;
@@ -75,10 +78,10 @@ struct Kernel {
 template <typename Out>
 Kernel float32_kernel() {
   using namespace mgran;
-  Kernel kernel{conv_portable::conv_tile<PortableConvFloat32, Out>, PortableConv::kRows};
+  Kernel kernel{conv_portable::conv_tile<PortableConvFloat32, Float32, Out>, PortableConv::kRows};
 #if MGRAN_X86
-  if (isa() >= Isa::avx2) kernel = {conv_avx2::conv_tile<Avx2ConvFloat32, Out>, Avx2Conv::kRows};
-  if (isa() >= Isa::avx512) kernel = {conv_avx512::conv_tile<Avx512ConvFloat32, Out>, Avx512Conv::kRows};
+  if (isa() >= Isa::avx2) kernel = {conv_avx2::conv_tile<Avx2ConvFloat32, Float32, Out>, Avx2Conv::kRows};
+  if (isa() >= Isa::avx512) kernel = {conv_avx512::conv_tile<Avx512ConvFloat32, Float32, Out>, Avx512Conv::kRows};
 #endif
   return kernel;
 }
@@ -86,11 +89,11 @@ Kernel float32_kernel() {
 template <typename Out>
 Kernel bfloat16_kernel() {
   using namespace mgran;
-  Kernel kernel{conv_portable::conv_tile<PortableConvBFloat16, Out>, PortableConv::kRows};
+  Kernel kernel{conv_portable::conv_tile<PortableConvBFloat16, BFloat16, Out>, PortableConv::kRows};
 #if MGRAN_X86
-  if (isa() >= Isa::avx2) kernel = {conv_avx2::conv_tile<Avx2ConvBFloat16, Out>, Avx2Conv::kRows};
-  if (isa() >= Isa::avx512) kernel = {conv_avx512::conv_tile<Avx512ConvBFloat16, Out>, Avx512Conv::kRows};
-  if (isa() >= Isa::avx512 && has_bf16()) kernel.tile = conv_bf16::conv_tile<Avx512NativeBFloat16, Out>;
+  if (isa() >= Isa::avx2) kernel = {conv_avx2::conv_tile<Avx2ConvBFloat16, BFloat16, Out>, Avx2Conv::kRows};
+  if (isa() >= Isa::avx512) kernel = {conv_avx512::conv_tile<Avx512ConvBFloat16, BFloat16, Out>, Avx512Conv::kRows};
+  if (isa() >= Isa::avx512 && has_bf16()) kernel.tile = conv_bf16::conv_tile<Avx512NativeBFloat16, BFloat16, Out>;
 #endif
   return kernel;
 }
@@ -98,11 +101,11 @@ Kernel bfloat16_kernel() {
 template <typename Out>
 Kernel uint8_kernel() {
   using namespace mgran;
-  Kernel kernel{conv_portable::conv_tile<PortableConvUInt8, Out>, PortableConv::kRows};
+  Kernel kernel{conv_portable::conv_tile<PortableConvUInt8, UInt8, Out>, PortableConv::kRows};
 #if MGRAN_X86
-  if (isa() >= Isa::avx2) kernel = {conv_avx2::conv_tile<Avx2ConvUInt8, Out>, Avx2Conv::kRows};
-  if (isa() >= Isa::avx512) kernel = {conv_avx512::conv_tile<Avx512ConvUInt8, Out>, Avx512Conv::kRows};
-  if (isa() >= Isa::avx512 && has_vnni()) kernel.tile = conv_vnni::conv_tile<Avx512NativeUInt8, Out>;
+  if (isa() >= Isa::avx2) kernel = {conv_avx2::conv_tile<Avx2ConvUInt8, UInt8, Out>, Avx2Conv::kRows};
+  if (isa() >= Isa::avx512) kernel = {conv_avx512::conv_tile<Avx512ConvUInt8, UInt8, Out>, Avx512Conv::kRows};
+  if (isa() >= Isa::avx512 && has_vnni()) kernel.tile = conv_vnni::conv_tile<Avx512NativeUInt8, UInt8, Out>;
 #endif
   return kernel;
 }
@@ -121,52 +124,6 @@ Kernel choose_kernel(std::int32_t dtype, std::int32_t out_dtype) {
       return {nullptr, 0};
   }
 }
-
-std::size_t size_of(std::int32_t dtype) { return dtype == MGRAN_FLOAT32 ? 4 : dtype == MGRAN_UINT8 ? 1 : 2; }
-
-// Finds cells of one layer.
-class Finder {
- public:
-  Finder(const MgranCells& layer, std::int64_t images, std::size_t element, const std::uint8_t* zeros)
-      : layer_(layer), bytes_(static_cast<std::size_t>(layer.channels) * element), zeros_(zeros), first_(1, 0) {
-    for (std::int64_t image = 0; image < images; ++image) {
-      const std::int32_t* const w = layer.windows + 4 * image;
-      first_.push_back(first_.back() + static_cast<std::int64_t>(w[2]) * w[3]);
-    }
-  }
-
-  // The image whose window holds the cell `place` of all windows one after another.
-  std::int64_t image_of(std::int64_t place) const {
-    return std::upper_bound(first_.begin(), first_.end(), place) - first_.begin() - 1;
-  }
-  std::int64_t first(std::int64_t image) const { return first_[static_cast<std::size_t>(image)]; }
-  std::int64_t count() const { return first_.back(); }
-  const std::int32_t* window(std::int64_t image) const { return layer_.windows + 4 * image; }
-
-  // A cell of the window of an image, row and column in the grid.
-  std::uint8_t* own(std::int64_t image, std::int32_t row, std::int32_t column) const {
-    const std::int32_t* const w = window(image);
-    const std::int64_t place = layer_.spread
-                                   ? (image * layer_.height + row) * layer_.width + column
-                                   : first(image) + static_cast<std::int64_t>(row - w[0]) * w[3] + (column - w[1]);
-    return static_cast<std::uint8_t*>(layer_.cells) + static_cast<std::size_t>(place) * bytes_;
-  }
-
-  // Any cell, also beyond the grid.
-  const std::uint8_t* at(std::int64_t image, std::int32_t row, std::int32_t column) const {
-    const std::int32_t* const w = window(image);
-    if (row >= w[0] && row < w[0] + w[2] && column >= w[1] && column < w[1] + w[3]) return own(image, row, column);
-    if (!layer_.background || row < 0 || row >= layer_.height || column < 0 || column >= layer_.width) return zeros_;
-    const std::int64_t place = static_cast<std::int64_t>(row) * layer_.width + column;
-    return static_cast<const std::uint8_t*>(layer_.background) + static_cast<std::size_t>(place) * bytes_;
-  }
-
- private:
-  MgranCells layer_;
-  std::size_t bytes_;
-  const std::uint8_t* zeros_;
-  std::vector<std::int64_t> first_;
-};
 
 // What a task needs room for: pointers of one tile.
 struct Pointers {
@@ -215,7 +172,7 @@ int run(const MgranConv& args, int threads) {
   std::size_t widest = 0;
   for (int s = 0; s < args.count; ++s)
     widest = std::max(widest, static_cast<std::size_t>(args.sources[s].x.channels) * element);
-  widest = std::max(widest, static_cast<std::size_t>(args.out.channels) * out_element);
+  widest = std::max(widest, static_cast<std::size_t>(args.out.channels) * std::max(element, out_element));
   const std::vector<std::uint8_t> zeros(widest, 0);
 
   Layers layers{{}, {}, Finder(args.out, args.images, out_element, zeros.data())};
@@ -225,7 +182,7 @@ int run(const MgranConv& args, int threads) {
     layers.sources.emplace_back(source.x, args.images, element, zeros.data());
     steps += static_cast<std::int64_t>(source.kernel) * source.kernel * source.x.channels * element / 4;
   }
-  if (args.residuals) layers.residual.emplace_back(args.residual, args.images, out_element, zeros.data());
+  if (args.residuals) layers.residual.emplace_back(args.residual, args.images, element, zeros.data());
 
   const std::int64_t tiles = (layers.out.count() + kernel.rows - 1) / kernel.rows;
   const std::int64_t panels = (args.out.channels + kConvPanel - 1) / kConvPanel;
@@ -264,10 +221,10 @@ int run(const MgranConv& args, int threads) {
       const std::uint8_t* residual[kConvRows];
       std::uint8_t* out[kConvRows];
       for (std::int64_t panel = set * together; panel < last_panel; ++panel) {
-        const std::size_t shift = static_cast<std::size_t>(panel) * kConvPanel * out_element;
+        const std::size_t channel = static_cast<std::size_t>(panel) * kConvPanel;
         for (int i = 0; i < tile.rows; ++i) {
-          out[i] = pointers.out[i] + shift;
-          if (args.residuals) residual[i] = pointers.residual[i] + shift;
+          out[i] = pointers.out[i] + channel * out_element;
+          if (args.residuals) residual[i] = pointers.residual[i] + channel * element;
         }
         tile.out = out;
         tile.residual = args.residuals ? residual : nullptr;

@@ -10,7 +10,7 @@
 namespace mgran {
 namespace MGRAN_NAMESPACE {
 
-template <typename D, typename Out>
+template <typename D, typename In, typename Out>
 MGRAN_TARGET MGRAN_INLINE void conv_put(const ConvTile& tile, const typename D::Sum& sum, int row, int channel) {
   using V = typename D::Vector;
   using Storage = typename Out::Storage;
@@ -20,26 +20,28 @@ MGRAN_TARGET MGRAN_INLINE void conv_put(const ConvTile& tile, const typename D::
   v = tile.scale ? V::add(V::mul(v, V::load(tile.scale + channel)), bias) : V::add(v, bias);
   const bool whole = channel + V::kWidth <= tile.channels;
   const std::size_t valid = static_cast<std::size_t>(whole ? V::kWidth : tile.channels - channel);
-  Storage some[V::kWidth] = {};
   if (tile.residual) {
-    const Storage* from = reinterpret_cast<const Storage*>(tile.residual[row]) + channel;
+    using Given = typename In::Storage;
+    Given few[V::kWidth] = {};
+    const Given* from = reinterpret_cast<const Given*>(tile.residual[row]) + channel;
     if (!whole) {
-      std::memcpy(some, from, valid * sizeof(Storage));
-      from = some;
+      std::memcpy(few, from, valid * sizeof(Given));
+      from = few;
     }
-    v = V::add(v, V::mul(D::load(from, Out{}), V::set(tile.residual_scale)));
+    v = V::add(v, V::mul(D::load(from, In{}), V::set(tile.residual_scale)));
   }
   if (tile.relu) v = V::at_least(v, V::set(0.0f));
   Storage* const to = reinterpret_cast<Storage*>(tile.out[row]) + channel;
   if (whole) {
     D::save(to, v, Out{});
   } else {
+    Storage some[V::kWidth];
     D::save(some, v, Out{});
     std::memcpy(to, some, valid * sizeof(Storage));
   }
 }
 
-template <typename D, typename Out>
+template <typename D, typename In, typename Out>
 MGRAN_TARGET void conv_tile(const ConvTile& tile) {
   constexpr int kRows = D::kRows, kVectors = D::kVectors, kWidth = D::Vector::kWidth;
   static_assert(kRows <= kConvRows && kConvPanel % (kVectors * kWidth) == 0, "a panel is whole tiles");
@@ -68,7 +70,7 @@ MGRAN_TARGET void conv_tile(const ConvTile& tile) {
     MGRAN_UNROLL
     for (int i = 0; i < kRows; ++i) {
       if (i >= tile.rows) break;
-      for (int j = 0; j < kVectors; ++j) conv_put<D, Out>(tile, sums[i][j], i, first + j * kWidth);
+      for (int j = 0; j < kVectors; ++j) conv_put<D, In, Out>(tile, sums[i][j], i, first + j * kWidth);
     }
   }
 }

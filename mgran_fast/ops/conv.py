@@ -71,7 +71,9 @@ class PackedConv:
                 raise ValueError(f"{dtype} wants channels in multiples of {group}, not {weight.shape[1]}")
         if (scale is None) != (dtype != torch.int8):
             raise ValueError("int8 weights, and they alone, have a scale")
-        self.weights, self.taps, self.relu = tuple(weights), tuple(taps), relu
+        self.taps, self.relu = tuple(taps), relu
+        #: Of each source: its channels.
+        self.inside = tuple(weight.shape[1] for weight in weights)
         self.channels, self.dtype = channels, torch.uint8 if dtype == torch.int8 else dtype
         padded = -(-channels // PANEL) * PANEL
         self.packed = torch.cat([_packed(weight, padded, group) for weight in weights], 1).contiguous()
@@ -80,6 +82,16 @@ class PackedConv:
         self.scale = None if scale is None else torch.zeros(padded)
         if self.scale is not None and scale is not None:
             self.scale[:channels] = scale
+
+    @property
+    def weights(self) -> tuple[torch.Tensor, ...]:
+        """Of each source [D, C, k, k], unpacked again: they are kept once."""
+        rows = self.packed.transpose(1, 2).reshape(self.packed.shape[0] * PANEL, -1)[: self.channels]
+        parts = rows.split([tap.kernel**2 * c for tap, c in zip(self.taps, self.inside, strict=True)], 1)
+        return tuple(
+            part.reshape(self.channels, tap.kernel, tap.kernel, c).permute(0, 3, 1, 2)
+            for part, tap, c in zip(parts, self.taps, self.inside, strict=True)
+        )
 
 
 def _packed(weight: torch.Tensor, padded: int, group: int) -> torch.Tensor:
@@ -107,7 +119,7 @@ def conv(
     Args:
         sources: as many as ``packed`` has, of its dtype, of the same B images; contiguous, on the CPU.
         windows: int32 [B, 4]: top, left, height, width inside of the result's grid.
-        residual: of the result's grid, channels and dtype.
+        residual: of the result's grid and channels, and the sources' dtype.
         dtype: of the result: the sources' (default) or float32.
         out: [B, h, w, D], to be written at the windows; by default the result is packed.
 
@@ -124,10 +136,10 @@ def conv(
     if len(grids) > 1:
         raise ValueError(f"the sources give grids of different sizes: {sorted(grids)}")
     grid = grids.pop()
-    for source, weight in zip(sources, packed.weights, strict=True):
-        _check("a source", source, images, weight.shape[1], packed.dtype)
+    for source, inside in zip(sources, packed.inside, strict=True):
+        _check("a source", source, images, inside, packed.dtype)
     if residual is not None:
-        _check("the residual", residual, images, packed.channels, dtype)
+        _check("the residual", residual, images, packed.channels, packed.dtype)
         if residual.grid != grid:
             raise ValueError(f"the residual's grid is {residual.grid}, the result's {grid}")
     total = check_windows(windows, grid)

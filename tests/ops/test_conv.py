@@ -74,7 +74,7 @@ def case(
     scale = torch.rand(outside, generator=g) * 1e-3 if dtype == torch.uint8 else None
     packed = PackedConv(weights, taps, torch.randn(outside, generator=g), scale=scale, relu=relu)
     to = tap.grid(grid)
-    residual = random_cells(images, to, outside, out_dtype, g) if add else None
+    residual = random_cells(images, to, outside, dtype, g) if add else None
     return packed, cells, random_windows(images, to, g), residual, 0.5, out_dtype
 
 
