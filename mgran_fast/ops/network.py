@@ -188,6 +188,14 @@ class Network:
         crops, region_map = crops.contiguous(), region_map.contiguous()
         yield from self._run_native(module, self._native, crops, region_map, first, inputs, whole=False, keep=True)
 
+    def background(self) -> Iterator[torch.Tensor]:
+        """The cells [h * w, C] of layer after layer for an empty image, the last one aside."""
+        if self._native is not None:
+            yield from (ground.flatten(0, 1) for ground in self._backgrounds)
+            return
+        layers = list(self._run_reference(torch.zeros((1, *self.size, 4), dtype=self.dtypes[0])))
+        yield from (layer.flatten(0, 2) for layer in layers[:-1])
+
     def _check(self, region_map: torch.Tensor) -> None:
         checks.tensor("region_map", region_map, (None, *self.size), (torch.uint8,))
 
