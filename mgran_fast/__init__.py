@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mgran_fast import layouts, ops, reference
     from mgran_fast.diagnosis import doctor
+    from mgran_fast.engine.calibration import Calibration
+    from mgran_fast.engine.engine import Engine, calibrate, optimize
     from mgran_fast.errors import CheckpointError, DataError, MGRANError
     from mgran_fast.metrics.ranking import rank
     from mgran_fast.model import MGRAN
@@ -26,21 +28,29 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MGRAN",
+    "Calibration",
     "CheckpointError",
     "DataError",
+    "Engine",
     "MGRANError",
     "MaskRCNN",
     "RegionNet",
     "__version__",
+    "calibrate",
     "doctor",
     "layouts",
     "ops",
+    "optimize",
     "rank",
     "reference",
 ]
 
 _HOMES = {
     "MGRAN": "mgran_fast.model",
+    "Calibration": "mgran_fast.engine.calibration",
+    "Engine": "mgran_fast.engine.engine",
+    "calibrate": "mgran_fast.engine.engine",
+    "optimize": "mgran_fast.engine.engine",
     "CheckpointError": "mgran_fast.errors",
     "DataError": "mgran_fast.errors",
     "MGRANError": "mgran_fast.errors",

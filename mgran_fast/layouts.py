@@ -42,6 +42,8 @@ KEYPOINT_FLIP = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 JOINTS = (*KEYPOINTS, "neck", "pelvis")
 #: Fallback bands are given in this fraction of the mask's bounding box.
 BAND_UNITS = 24
+#: Cuts are given in this fraction of the frame; the cut of a region whose layout names none.
+CUT_UNITS, CUT = 8, (4, 6)
 # What the kernels have room for (csrc/regions.h).
 MOST_REGIONS, MOST_LIMBS = 15, 32
 
@@ -80,6 +82,8 @@ class Layout:
         bands: the regions of a person without a single usable keypoint.
         rectangles: every region is filled up to its bounding rectangle (rectangular RoI), background included.
         whole: the map is 1 everywhere; masks and keypoints are not looked at.
+        cuts: for the shape crop of :class:`mgran_fast.MGRAN`, of each region the frame that it is resized to, in
+            1/8 of the height and width of a whole frame; CUT for each where there are none.
     """
 
     name: str
@@ -90,6 +94,7 @@ class Layout:
     bands: tuple[Band, ...] = ()
     rectangles: bool = False
     whole: bool = False
+    cuts: tuple[tuple[int, int], ...] = ()
 
     @property
     def regions(self) -> int:
@@ -101,8 +106,16 @@ class Layout:
         """The names of the 1 + R inputs: the whole person first."""
         return ("global", *self.groups)
 
+    def region_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Of each region (h, w) in pixels of its cut, for whole frames of ``size`` (H, W) pixels; 1 pixel at least."""
+        cuts = self.cuts or (CUT,) * self.regions
+        return tuple((max(1, size[0] * rows // CUT_UNITS), max(1, size[1] * columns // CUT_UNITS))
+                     for rows, columns in cuts)  # fmt: skip
+
     def __post_init__(self) -> None:
         r = len(self.groups)
+        if self.cuts and (len(self.cuts) != r or any(min(cut) < 1 for cut in self.cuts)):
+            raise ValueError(f"layout {self.name!r}: cuts must be {r} pairs of positive numbers, one for each region")
         if sorted(self.flip) != list(range(r + 1)) or self.flip[0] != 0:
             raise ValueError(f"layout {self.name!r}: flip must be a permutation of 0..{r} that leaves 0 alone")
         groups = [limb.group for limb in self.limbs]
@@ -170,7 +183,10 @@ _THREE = ("head", "upper body", "lower body")
 _THREE_LIMBS = (*_head(1), *_torso(2), *_arm(2, "left"), *_arm(2, "right"), *_leg(3, "left"), *_leg(3, "right"))
 _THREE_BANDS = (Band(1, 0, 4), Band(2, 4, 12), Band(3, 12, 24))
 
-REGION = Layout("region", _THREE, (0, 1, 2, 3), _THREE_LIMBS, torso=2, bands=_THREE_BANDS)
+# At 256x128: 64x64, 96x96 and 128x96, together less than one frame.
+_THREE_CUTS = ((2, 4), (3, 6), (4, 6))
+
+REGION = Layout("region", _THREE, (0, 1, 2, 3), _THREE_LIMBS, torso=2, bands=_THREE_BANDS, cuts=_THREE_CUTS)
 PART = Layout(
     "part",
     ("head", "torso", "left arm", "right arm", "left leg", "right leg"),
@@ -179,8 +195,9 @@ PART = Layout(
     torso=2,
     # Without keypoints nobody knows which way the person looks; facing the camera is assumed, and arms stay unseen.
     bands=(Band(1, 0, 4), Band(2, 4, 12), Band(6, 12, 24, 0, 12), Band(5, 12, 24, 12, 24)),
+    cuts=((2, 4), (3, 6), (3, 4), (3, 4), (4, 4), (4, 4)),
 )
-BOX = Layout("box", _THREE, (0, 1, 2, 3), _THREE_LIMBS, torso=2, bands=_THREE_BANDS, rectangles=True)
+BOX = Layout("box", _THREE, (0, 1, 2, 3), _THREE_LIMBS, torso=2, bands=_THREE_BANDS, rectangles=True, cuts=_THREE_CUTS)
 NONE = Layout("none", (), (0,), whole=True)
 
 _LAYOUTS = {layout.name: layout for layout in (REGION, PART, BOX, NONE)}

@@ -10,16 +10,12 @@ import torch
 from torch import nn
 
 from mgran_fast import layouts, ops
-from mgran_fast.aspect import same_aspect
+from mgran_fast.alignment import Alignment, Packaged, as_bytes, resize
 from mgran_fast.layouts import Layout
 from mgran_fast.ma import MA, MAOutput, concatenate
+from mgran_fast.ma.cuts import Cut, cut
 from mgran_fast.mra.estimate import Estimate, Estimator
-from mgran_fast.mra.regionnet import RegionNet
-from mgran_fast.ops import checks
 from mgran_fast.ops.inputs import channels
-
-SHAPES = ("full",)
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Encoding(NamedTuple):
@@ -46,7 +42,9 @@ class MGRAN(nn.Module):
     Args:
         num_classes: number of training identities; 0 for a model that is only ever evaluated.
         layout: body layout: region (head, upper body, lower body), part, box, none, or one of your own.
-        shape: "full": every input is a full frame with its background at 0, as published.
+        shape: "full": every input is a full frame with its background at 0, as published. "crop": each region is cut
+            out and resized to a smaller frame of its own (:attr:`region_sizes`). "single": one pass of the trunk over
+            the whole person, the regions only in the pooling.
         mra: estimator of masks and keypoints, used for crops that come without. None is the
             :class:`mgran_fast.RegionNet` that comes with the package, loaded when it is first needed; it is no
             submodule then, so parameters and state dict are MA's alone.
@@ -82,8 +80,6 @@ class MGRAN(nn.Module):
         keypoint_threshold: float = 0.3,
     ) -> None:
         super().__init__()
-        if shape not in SHAPES:
-            raise ValueError(f"shape must be {' or '.join(map(repr, SHAPES))}, not {shape!r}")
         if num_classes < 0:
             raise ValueError(f"num_classes must not be negative, not {num_classes}")
         self.layout, self.shape = layouts.get(layout), shape
@@ -97,10 +93,11 @@ class MGRAN(nn.Module):
             last_stride=last_stride,
             statistics=statistics,
             pooling=pooling,
+            shape=shape,
         )
         self.mra = mra
         # Past nn.Module's registration, see the docstring.
-        self.__dict__["_default_mra"] = None
+        self.__dict__["_packaged"] = Packaged()
         self.train(self.training)  # which puts the estimator in eval mode
         self._options = {
             "trunk": trunk,
@@ -170,8 +167,33 @@ class MGRAN(nn.Module):
         return Encoding(output.embeddings, output.visible)
 
     def inputs(self, crops: torch.Tensor, region_map: torch.Tensor) -> torch.Tensor:
-        """What the trunk sees: crops uint8 [N, H, W, 3] of ``self.size`` -> [N, P, 3, H, W]."""
-        return ops.inputs(crops, region_map, self.scale, self.mean, self.std, regions=self.layout.regions)
+        """What the trunk sees of whole frames: crops uint8 [N, H, W, 3] of ``self.size`` -> [N, I, 3, H, W].
+
+        I is P, or 1, the whole person alone, for the shapes crop and single.
+        """
+        regions = self.layout.regions if self.shape == "full" else 0
+        return ops.inputs(crops, region_map, self.scale, self.mean, self.std, regions=regions)
+
+    def cuts(self, crops: torch.Tensor, region_map: torch.Tensor) -> list[Cut]:
+        """What the trunk sees of each region in the shape crop, arguments as for :meth:`inputs`."""
+        made = []
+        for region, size in enumerate(self.region_sizes, 1):
+            pixels, where = cut(crops, region_map, region, size)
+            # Of a map of one region: the whole person, which is the whole crop where there is nobody, and the region.
+            both = ops.inputs(pixels, where.clamp(max=1), self.scale, self.mean, self.std, regions=1)
+            made.append(Cut(both[:, 1].contiguous(memory_format=torch.channels_last), where))
+        return made
+
+    @property
+    def region_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(h, w) in pixels of the frame that each region gets of its own in the shape crop."""
+        return self.layout.region_sizes(self.size)
+
+    @property
+    def alignment(self) -> Alignment:
+        """What makes region maps, as the model is set now."""
+        mra = self.__dict__["_packaged"] if self.mra is None else self.mra
+        return Alignment(self.layout, self.size, self.threshold, self.keypoint_threshold, mra=mra)
 
     @torch.no_grad()
     def estimate(self, crops: torch.Tensor) -> Estimate:
@@ -179,14 +201,7 @@ class MGRAN(nn.Module):
 
         Raises CheckpointError when the package's weights are missing from the installation.
         """
-        if self.mra is not None:
-            return self.mra(crops)
-        default: RegionNet | None = self.__dict__["_default_mra"]
-        if default is None:
-            default = self.__dict__["_default_mra"] = RegionNet.from_pretrained()
-        # Not moved with the model, for it is no submodule.
-        estimate: Estimate = default.to(crops.device)(crops)
-        return estimate
+        return self.alignment.mra(crops)
 
     @torch.no_grad()
     def regions(
@@ -199,39 +214,8 @@ class MGRAN(nn.Module):
 
         Args: as for :meth:`forward`, crops as uint8.
         """
-        masks, keypoints = self._found(crops, masks, keypoints)
-        return ops.regions(
-            masks, keypoints, self.size, self.layout, self.threshold, keypoint_threshold=self.keypoint_threshold
-        )
-
-    @torch.no_grad()
-    def _found(
-        self, crops: torch.Tensor, masks: torch.Tensor | None, keypoints: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks, given or estimated, and keypoints in pixels of ``self.size``: what the region map is made from."""
-        people, height, width = crops.shape[:3]
-        if masks is not None:
-            checks.tensor("masks", masks, (people, None, None), (torch.float32, torch.uint8))
-        if keypoints is not None:
-            checks.tensor("keypoints", keypoints, (people, len(layouts.KEYPOINTS), 3), FLOATS)
-        if masks is None and not self.layout.whole:
-            if keypoints is not None:
-                raise ValueError("keypoints without masks: pass masks as well, or neither")
-            estimate = self.estimate(crops)
-            masks, keypoints = estimate.mask, estimate.keypoints
-        if masks is None or self.layout.whole:
-            masks = torch.ones((people, 1, 1), device=crops.device)
-        elif people and 0 not in masks.shape and not same_aspect((masks.shape[1], masks.shape[2]), (height, width)):
-            raise ValueError(
-                f"masks are {masks.shape[1]} x {masks.shape[2]} and crops {height} x {width}: another aspect"
-                " ratio; a mask must show the same frame as its crop, at any resolution"
-            )
-        if keypoints is None:
-            keypoints = torch.zeros((people, len(layouts.KEYPOINTS), 3), device=crops.device)
-        else:
-            x, y, score = keypoints.float().unbind(-1)
-            keypoints = torch.stack([x * (self.size[1] / width), y * (self.size[0] / height), score], -1)
-        return masks, keypoints
+        alignment = self.alignment
+        return alignment.regions(*alignment.found(crops, masks, keypoints))
 
     def train(self, mode: bool = True) -> MGRAN:
         """Set the mode of MA. The estimator is trained on its own, and always runs in eval mode here."""
@@ -267,15 +251,12 @@ class MGRAN(nn.Module):
         keypoints: torch.Tensor | None,
         region_map: torch.Tensor | None,
     ) -> MAOutput:
-        crops = _as_bytes(crops)
-        if 0 in crops.shape[1:3]:
-            raise ValueError(f"crops have no pixels: they are {crops.shape[1]} x {crops.shape[2]}")
-        if region_map is None:
-            masks, keypoints = self._found(crops, masks, keypoints)
+        if region_map is None and self.shape == "full":
+            # Regions and inputs in one pass.
+            crops = as_bytes(crops)
             inputs, region_map = ops.align(
-                _resize(crops, self.size),
-                masks,
-                keypoints,
+                resize(crops, self.size),
+                *self.alignment.found(crops, masks, keypoints),
                 self.layout,
                 self.threshold,
                 self.scale,
@@ -284,53 +265,12 @@ class MGRAN(nn.Module):
                 keypoint_threshold=self.keypoint_threshold,
             )
             assert region_map is not None
+            output: MAOutput = self.ma(inputs, region_map)
+            return output
+        crops, region_map = self.alignment.region_map(crops, masks, keypoints, region_map)
+        inputs = self.inputs(crops, region_map)
+        if self.shape == "crop":
+            output = self.ma(inputs, region_map, self.cuts(crops, region_map))
         else:
-            if masks is not None or keypoints is not None:
-                raise ValueError("region_map together with masks or keypoints: pass one or the other")
-            checks.tensor("region_map", region_map, (len(crops), None, None), (torch.uint8,))
-            if tuple(region_map.shape[1:]) != self.size:
-                # Nearest: a region map holds names, which have no mean.
-                region_map = _resize_map(region_map, self.size)
-            inputs = self.inputs(_resize(crops, self.size), region_map)
-        output: MAOutput = self.ma(inputs, region_map)
+            output = self.ma(inputs, region_map)
         return output
-
-
-def _as_bytes(crops: torch.Tensor) -> torch.Tensor:
-    """Crops as uint8 [N, H, W, 3]. Raises TypeError or ValueError for anything that is no crop."""
-    if not isinstance(crops, torch.Tensor):
-        raise TypeError(f"crops must be a torch.Tensor, not {type(crops).__name__}")
-    if crops.dtype == torch.uint8:
-        if crops.ndim != 4 or crops.shape[3] != 3:
-            raise ValueError(f"uint8 crops must have the shape [N, H, W, 3], not {list(crops.shape)}")
-        return crops
-    if not crops.is_floating_point():
-        raise TypeError(f"crops must be uint8 [N, H, W, 3] or float [N, 3, H, W], not {crops.dtype}")
-    if crops.ndim != 4 or crops.shape[1] != 3:
-        raise ValueError(f"float crops must have the shape [N, 3, H, W], not {list(crops.shape)}")
-    # On a GPU the check would wait for the device; there a wrong range shows as a saturated picture.
-    if crops.device.type == "cpu" and crops.numel():
-        low, high = (float(v) for v in crops.detach().aminmax())
-        if not (low >= 0.0 and high <= 1.0):
-            raise ValueError(
-                f"float crops must be in [0, 1], these are in [{low:.3g}, {high:.3g}]: undo the normalisation"
-                " (the model normalises by itself), or pass uint8 [N, H, W, 3]"
-            )
-    return (crops.detach().permute(0, 2, 3, 1) * 255.0).round().clamp(0, 255).to(torch.uint8)
-
-
-def _resize(crops: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """uint8 [N, H, W, 3] -> uint8 [N, *size, 3], bilinear, antialiased when it shrinks."""
-    if tuple(crops.shape[1:3]) == size or len(crops) == 0:
-        return crops if len(crops) else crops.new_zeros((0, *size, 3))
-    resized = nn.functional.interpolate(
-        crops.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", align_corners=False, antialias=True
-    )
-    return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def _resize_map(region_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """uint8 [N, H, W] -> uint8 [N, *size], nearest."""
-    if len(region_map) == 0:
-        return region_map.new_zeros((0, *size))
-    return nn.functional.interpolate(region_map[:, None], size=size, mode="nearest-exact")[:, 0]

@@ -110,7 +110,7 @@ def test_doctor_names_a_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 # Each unit, and what of the package it may import beside itself. A unit is a folder or a module of its own.
 PLAIN = {"errors", "layouts", "mra.estimate"}
 OPS = PLAIN | {"reference", "kernels", "ops"}
-MODEL = OPS | {"mra", "ma", "model"}
+MODEL = OPS | {"mra", "ma", "alignment", "model"}
 MIDDLE = MODEL | {"weights", "data", "metrics", "train", "engine"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -122,7 +122,8 @@ ALLOWED: dict[str, set[str]] = {
     "ops": OPS,
     "mra": OPS,
     "ma": OPS,
-    "model": MODEL | {"aspect"},
+    "alignment": OPS | {"mra", "aspect"},
+    "model": MODEL,
     "weights": MODEL,
     "engine": MODEL | {"weights"},
     "data": OPS | {"aspect"},

@@ -44,6 +44,7 @@ def train(
         ),
     ] = None,
     layout: Annotated[str, typer.Option(help="Body layout: region, part, box or none.")] = "region",
+    shape: Annotated[str, typer.Option(help="Inputs: full, crop or single.")] = "full",
     size: Annotated[str, typer.Option(help="Height x width of the crops.")] = "256x128",
     trunk: Annotated[str, typer.Option(help="Shared trunk: resnet18 to resnet152.")] = "resnet50",
     last_stride: Annotated[int, typer.Option(help="Stride of the trunk's last stage: 1 or 2.")] = 1,
@@ -88,6 +89,7 @@ def train(
 
     config = job.settings(
         layout=layout,
+        shape=shape,
         size=common.parse_size(size),
         trunk=trunk,
         last_stride=last_stride,

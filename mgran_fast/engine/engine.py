@@ -16,7 +16,7 @@ from mgran_fast.engine.calibration import Calibration, Ranges
 from mgran_fast.engine.program import Program, program
 from mgran_fast.engine.windowed import Windowed
 from mgran_fast.errors import CheckpointError
-from mgran_fast.ma.cuts import cuts
+from mgran_fast.ma.cuts import cut
 from mgran_fast.model import MGRAN, Encoding
 from mgran_fast.mra.estimate import Estimator
 from mgran_fast.ops.network import Network, Work
@@ -93,9 +93,7 @@ class Engine:
         crops, region_map = crops.to(self.device), region_map.to(self.device)
         mean, gain = self.neck
         visible = ops.visibility(region_map, self.alignment.layout)
-        parts = [
-            self._features(crops[i : i + CHUNK], region_map[i : i + CHUNK]) for i in range(0, len(crops), CHUNK)
-        ]
+        parts = [self._features(crops[i : i + CHUNK], region_map[i : i + CHUNK]) for i in range(0, len(crops), CHUNK)]
         features = torch.cat(parts) if parts else mean.new_zeros((0, *mean.shape))
         return Encoding((features - mean) * gain * visible[..., None], visible)
 
@@ -117,7 +115,7 @@ class Engine:
 
     def _images(self, crops: torch.Tensor, region_map: torch.Tensor) -> list[tuple[Branch, torch.Tensor, torch.Tensor]]:
         return [
-            (branch, *(cuts(crops, region_map, branch.first, branch.size) if branch.cut else (crops, region_map)))
+            (branch, *(cut(crops, region_map, branch.first, branch.size) if branch.cut else (crops, region_map)))
             for branch in self.branches
         ]
 
@@ -171,9 +169,7 @@ class Engine:
         )
         executor = Windowed(file.unpack(plain["steps"], tensors), windows=plain["windows"])
         neck = (tensors["neck.mean"], tensors["neck.gain"])
-        engine = cls(
-            alignment, config, plain["precision"], executor, neck, found, torch.device("cpu"), calibration
-        )
+        engine = cls(alignment, config, plain["precision"], executor, neck, found, torch.device("cpu"), calibration)
         _prepare(engine)
         return engine
 
@@ -255,9 +251,7 @@ def optimize(
     neck = model.ma.neck
     gain = torch.rsqrt(neck.running_var + neck.eps) * neck.weight.detach()
     moved = (neck.running_mean.detach().clone().to(device), gain.to(device))
-    engine = Engine(
-        model.alignment, model.config, precision, executor, moved, branches(model), device, calibration
-    )
+    engine = Engine(model.alignment, model.config, precision, executor, moved, branches(model), device, calibration)
     _prepare(engine)
     return engine
 

@@ -108,7 +108,9 @@ class Network:
             made.convolution(self._layer(i + 1), (sources, residual, *addresses, step.residual_scale))
         # What every layer is for an empty image.
         nothing = torch.zeros((1, *self.size, 3), dtype=torch.uint8)
-        layers = list(self._run_native(module, made, nothing, nothing[..., 0].contiguous(), 1, 1, whole=True, keep=True))
+        layers = list(
+            self._run_native(module, made, nothing, nothing[..., 0].contiguous(), 1, 1, whole=True, keep=True)
+        )
         self._backgrounds = [layer.view(shape).clone() for layer, shape in zip(layers, self.layers[:-1], strict=True)]
         for i, ground in enumerate(self._backgrounds):
             if i:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from mgran_fast import layouts, ops
+from mgran_fast.ma.network import SHAPES
 from mgran_fast.ma.trunk import STATISTICS, TRUNKS
 from mgran_fast.train.settings import Settings
 
@@ -15,7 +16,7 @@ class TrainConfig(Settings):
     """Settings of a run. The defaults are the field's usual ones for a ResNet-50 at 256x128.
 
     Attributes:
-        layout, size, trunk, last_stride, statistics, pooling, scale, mean, std: as of
+        layout, shape, size, trunk, last_stride, statistics, pooling, scale, mean, std: as of
             :class:`mgran_fast.MGRAN`; size is (height, width) in pixels.
         epochs: passes over the training pictures.
         people, pictures: P people with K pictures each make a batch.
@@ -35,6 +36,7 @@ class TrainConfig(Settings):
     """
 
     layout: str = "region"
+    shape: str = "full"
     size: tuple[int, int] = (256, 128)
     trunk: str = "resnet50"
     last_stride: int = 1
@@ -85,6 +87,7 @@ class TrainConfig(Settings):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         for name, known in (
+            ("shape", SHAPES),
             ("trunk", TRUNKS),
             ("last_stride", (1, 2)),
             ("statistics", STATISTICS),

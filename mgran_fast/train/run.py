@@ -52,6 +52,7 @@ def build(config: TrainConfig, num_classes: int) -> MGRAN:
         return MGRAN(
             num_classes,
             config.layout,
+            config.shape,
             size=config.size,
             trunk=config.trunk,
             last_stride=config.last_stride,

@@ -85,9 +85,7 @@ def test_windows_equal_whole_images_to_the_bit(
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_whole_images_equal_the_definition(
-    native: Native, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whole_images_equal_the_definition(native: Native, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = packed(program(trunk()), dtype)
     crops, region_map = people((48, 24), 5)
     got = pooled(native(Network, steps, (48, 24)), crops, region_map, windows=True)
