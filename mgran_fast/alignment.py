@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -52,7 +54,7 @@ class Alignment:
     ) -> None:
         self.layout, self.size = layouts.get(layout), size
         self.threshold, self.keypoint_threshold = threshold, keypoint_threshold
-        self.mra: Estimator = Packaged() if mra is None else mra
+        self.mra = cast(Estimator, Packaged()) if mra is None else mra
 
     def region_map(
         self,
@@ -117,12 +119,10 @@ def as_bytes(crops: torch.Tensor) -> torch.Tensor:
     """Crops as uint8 [N, H, W, 3]. Raises TypeError or ValueError for anything that is no crop."""
     if not isinstance(crops, torch.Tensor):
         raise TypeError(f"crops must be a torch.Tensor, not {type(crops).__name__}")
-    if crops.ndim == 4 and 0 in (crops.shape[1:3] if crops.dtype == torch.uint8 else crops.shape[2:]):
-        raise ValueError(f"crops have no pixels: their shape is {list(crops.shape)}")
     if crops.dtype == torch.uint8:
         if crops.ndim != 4 or crops.shape[3] != 3:
             raise ValueError(f"uint8 crops must have the shape [N, H, W, 3], not {list(crops.shape)}")
-        return crops
+        return _with_pixels(crops)
     if not crops.is_floating_point():
         raise TypeError(f"crops must be uint8 [N, H, W, 3] or float [N, 3, H, W], not {crops.dtype}")
     if crops.ndim != 4 or crops.shape[1] != 3:
@@ -135,7 +135,13 @@ def as_bytes(crops: torch.Tensor) -> torch.Tensor:
                 f"float crops must be in [0, 1], these are in [{low:.3g}, {high:.3g}]: undo the normalisation"
                 " (the model normalises by itself), or pass uint8 [N, H, W, 3]"
             )
-    return (crops.detach().permute(0, 2, 3, 1) * 255.0).round().clamp(0, 255).to(torch.uint8)
+    return _with_pixels((crops.detach().permute(0, 2, 3, 1) * 255.0).round().clamp(0, 255).to(torch.uint8))
+
+
+def _with_pixels(crops: torch.Tensor) -> torch.Tensor:
+    if 0 in crops.shape[1:3]:
+        raise ValueError(f"crops have no pixels: they are {crops.shape[1]} x {crops.shape[2]}")
+    return crops
 
 
 def resize(crops: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

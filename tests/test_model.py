@@ -404,7 +404,7 @@ def test_a_mask_of_nearly_the_same_aspect_is_taken(model: MGRAN) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"shape": "crop"}, "shape must be 'full', not 'crop'"),
+        ({"shape": "half"}, "shape must be one of full, crop, single, not 'half'"),
         ({"num_classes": -1}, "num_classes must not be negative, not -1"),
         ({"layout": "limbs"}, "layout must be one of .*box.* not 'limbs'"),
         ({"trunk": "vgg16"}, "trunk must be one of"),

@@ -17,7 +17,7 @@ class Calibration:
     """What int8 needs to know of a model's layers, and what it costs.
 
     Attributes:
-        layer_scales: of each layer, the input first: a byte q stands for q * scale.
+        layer_scales: of each layer but the last, the input first: a byte q stands for q * scale.
         people: the number of crops it was found on.
         cosines: for each input of the layout by name: (mean, smallest) cosine between the embeddings of float32 and of
             int8 over those crops that show it; for the whole vector under "all".

@@ -28,10 +28,14 @@ def steps(
     Args:
         dtype: float32, bfloat16, or uint8 for activations of bytes and weights of signed bytes.
         scale, mean, std: of the normalisation (scale * pixel - mean) / std, which the first convolution takes in.
-        layer_scales: for uint8, of each layer: a byte q stands for q * scale; the input's is 1.
+        layer_scales: for uint8, of each layer but the last: a byte q stands for q * scale; the input's is 1.
     """
     if (layer_scales is None) != (dtype != torch.uint8):
         raise ValueError("uint8, and it alone, wants the scales of the layers")
+    if layer_scales is not None and (len(layer_scales) != len(program.steps) or not min(layer_scales) > 0):
+        raise ValueError(
+            f"layer_scales must be {len(program.steps)} positive numbers, of every layer but the last, for this trunk"
+        )
     made: list[Conv | Pool] = []
     last = len(program.steps) - 1
     for i, step in enumerate(program.steps):

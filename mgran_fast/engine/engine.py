@@ -13,7 +13,8 @@ from mgran_fast import ops
 from mgran_fast.alignment import Alignment
 from mgran_fast.engine import cpu, file
 from mgran_fast.engine.calibration import Calibration, Ranges
-from mgran_fast.engine.program import Program, program
+from mgran_fast.engine.program import Convolution, Program, program
+from mgran_fast.engine.whole import Whole
 from mgran_fast.engine.windowed import Windowed
 from mgran_fast.errors import CheckpointError
 from mgran_fast.ma.cuts import cut
@@ -93,7 +94,14 @@ class Engine:
         crops, region_map = crops.to(self.device), region_map.to(self.device)
         mean, gain = self.neck
         visible = ops.visibility(region_map, self.alignment.layout)
-        parts = [self._features(crops[i : i + CHUNK], region_map[i : i + CHUNK]) for i in range(0, len(crops), CHUNK)]
+        parts = []
+        for i in range(0, len(crops), CHUNK):
+            images = self._images(crops[i : i + CHUNK], region_map[i : i + CHUNK])
+            parts.append(self._features(images))
+            for branch, _, one_map in images:
+                if branch.cut:
+                    # As in MA: a region may vanish where it is cut out and made smaller.
+                    visible[i : i + CHUNK, branch.first] &= one_map.flatten(1).any(1)
         features = torch.cat(parts) if parts else mean.new_zeros((0, *mean.shape))
         return Encoding((features - mean) * gain * visible[..., None], visible)
 
@@ -119,19 +127,20 @@ class Engine:
             for branch in self.branches
         ]
 
-    def _features(self, crops: torch.Tensor, region_map: torch.Tensor) -> torch.Tensor:
+    def _features(self, images: list[tuple[Branch, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         """[N, P, D]: pooled features."""
         mode = self.config["pooling"]
         pooled = []
-        for branch, images, one_map in self._images(crops, region_map):
-            with self.executor.features(images, one_map, branch.first, branch.inputs) as features:
-                if branch.inputs == len(branch.regions):
-                    region = torch.tensor(branch.regions, device=self.device).repeat(len(crops))
-                    pooled.append(ops.pooling(features, one_map, region, mode).unflatten(0, (len(crops), -1)))
+        for branch, crops, region_map in images:
+            people = len(crops)
+            with self.executor.features(crops, region_map, branch.first, branch.inputs) as features:
+                regions = torch.tensor(branch.regions, device=self.device)
+                if branch.inputs == len(regions):
+                    rows = ops.pooling(features, region_map, regions.repeat(people), mode)
+                    pooled.append(rows.unflatten(0, (people, len(regions))))
                 else:
                     pooled += [
-                        ops.pooling(features, one_map, region.expand(len(crops)).contiguous(), mode)[:, None]
-                        for region in torch.tensor(branch.regions, device=self.device)
+                        ops.pooling(features, region_map, region.repeat(people), mode)[:, None] for region in regions
                     ]
         return torch.cat(pooled, 1).float()
 
@@ -245,8 +254,6 @@ def optimize(
     if device.type == "cpu":
         executor = _windowed(model, steps, PRECISIONS[precision], scales, windows=windows)
     else:
-        from mgran_fast.engine.gpu import Whole
-
         executor = Whole(steps, PRECISIONS[precision], device, scale=model.scale, mean=model.mean, std=model.std)
     neck = model.ma.neck
     gain = torch.rsqrt(neck.running_var + neck.eps) * neck.weight.detach()
@@ -332,8 +339,11 @@ def _precision(dtype: torch.dtype | str) -> str:
 
 def _check_finite(steps: Program) -> None:
     for i, step in enumerate(steps.steps):
-        tensors = (step.bias, *(source.weight for source in step.sources)) if hasattr(step, "bias") else ()
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        if not isinstance(step, Convolution):
+            continue
+        if not all(
+            bool(tensor.isfinite().all()) for tensor in (step.bias, *(source.weight for source in step.sources))
+        ):
             raise ValueError(f"step {i} of the trunk has weights or statistics that are not finite")
 
 

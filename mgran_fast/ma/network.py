@@ -112,4 +112,4 @@ class MA(nn.Module):
         """images [N * r, 3, h, w], each pooled under its own of r regions -> [N, r, D]."""
         people = len(region_map)
         pooled = ops.pooling(self.trunk(images), region_map, regions.repeat(people), self.pooling)
-        return pooled.unflatten(0, (people, len(regions)))
+        return pooled.view(people, len(regions), -1)

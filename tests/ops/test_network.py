@@ -33,7 +33,7 @@ def trunk(name: str = "resnet18", last_stride: int = 1) -> Trunk:
 
 
 def packed(steps: Program, dtype: torch.dtype) -> list[Any]:
-    scales = [1.0] + [0.02] * len(steps.steps) if dtype == torch.uint8 else None
+    scales = [1.0] + [0.02] * (len(steps.steps) - 1) if dtype == torch.uint8 else None
     return cpu.steps(steps, dtype, scale=1 / 256, mean=MEAN, std=STD, layer_scales=scales)
 
 
