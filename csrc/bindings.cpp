@@ -147,7 +147,7 @@ MgranCells cells_of(const Layer& layer) {
 // Each source is a layer and its (kernel, stride, padding).
 MgranConv conv_args(const std::vector<std::pair<Layer, std::array<std::int32_t, 3>>>& sources, const Layer& out,
                     const std::vector<Layer>& residual, Address weights, Address scale, Address bias,
-                    float residual_scale, std::int64_t images, std::int32_t dtype, std::int32_t out_dtype, bool relu) {
+                    Address residual_scale, std::int64_t images, std::int32_t dtype, std::int32_t out_dtype, bool relu) {
   want(sources.size() == 1 || sources.size() == 2, "a convolution has one or two sources");
   want(images >= 0, "sizes must not be negative");
   want(dtype == MGRAN_FLOAT32 || dtype == MGRAN_BFLOAT16 || dtype == MGRAN_UINT8, "unknown dtype");
@@ -176,7 +176,7 @@ MgranConv conv_args(const std::vector<std::pair<Layer, std::array<std::int32_t, 
   args.weights = reinterpret_cast<const void*>(weights);
   args.scale = reinterpret_cast<const float*>(scale);
   args.bias = reinterpret_cast<const float*>(bias);
-  args.residual_scale = residual_scale;
+  args.residual_scale = reinterpret_cast<const float*>(residual_scale);
   args.images = images;
   args.dtype = dtype;
   args.out_dtype = out_dtype;

@@ -22,8 +22,8 @@ using Address = std::uintptr_t;
 using Size = std::array<std::int32_t, 2>;                              // height, width
 using Layer = std::tuple<std::array<std::int32_t, 3>, int, Address>;  // (height, width, channels), dtype, background
 using Source = std::tuple<std::int32_t, std::array<std::int32_t, 3>>;  // layer, (kernel, stride, padding)
-// Sources, residual layer or -1, addresses of weights, scale and bias, the residual's scale.
-using Convolution = std::tuple<std::vector<Source>, std::int32_t, Address, Address, Address, float>;
+// Sources, residual layer or -1, addresses of weights, scale, bias and the residual's scale.
+using Convolution = std::tuple<std::vector<Source>, std::int32_t, Address, Address, Address, Address>;
 
 void want(bool condition, const char* message) {
   if (!condition) throw py::value_error(message);
@@ -61,7 +61,7 @@ class Network {
     step.weights = reinterpret_cast<const void*>(weights);
     step.scale = reinterpret_cast<const float*>(scale);
     step.bias = reinterpret_cast<const float*>(bias);
-    step.residual_scale = residual_scale;
+    step.residual_scale = reinterpret_cast<const float*>(residual_scale);
     sources(step, layer, from);
     const std::int32_t dtype = layers_[static_cast<std::size_t>(step.source[0])].dtype;
     const std::int32_t group = dtype == MGRAN_FLOAT32 ? 1 : dtype == MGRAN_BFLOAT16 ? 2 : 4;

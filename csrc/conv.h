@@ -31,7 +31,7 @@ struct MgranConv {
   const void* weights;         // [panels, groups, 32, per group], see conv_tile.h; 4 bytes a group and output channel
   const float* scale;          // uint8: [32 * panels], what an integer sum is multiplied by; null otherwise
   const float* bias;           // [32 * panels]
-  float residual_scale;        // what a residual is multiplied by
+  const float* residual_scale; // [32 * panels], what a residual is multiplied by; null for 1
   std::int64_t images;
   std::int32_t dtype;      // of the sources: MGRAN_FLOAT32, MGRAN_BFLOAT16 or MGRAN_UINT8 (weights int8)
   std::int32_t out_dtype;  // that of the sources, or MGRAN_FLOAT32

@@ -25,7 +25,7 @@ struct MgranStep {
   const void* weights;  // these as in conv.h
   const float* scale;
   const float* bias;
-  float residual_scale;
+  const float* residual_scale;
 };
 
 struct MgranNetwork {

@@ -35,7 +35,7 @@ struct ConvTile {
   const std::uint8_t* const* residual;  // [rows] of the panel's first channel, or null
   std::uint8_t* const* out;             // [rows] of the panel's first channel
   std::int32_t rows, channels;          // that count, at most D::kRows and kConvPanel
-  float residual_scale;
+  const float* residual_scale;          // of the panel's first channel, or null for 1
   bool relu;
 };
 
@@ -214,7 +214,6 @@ int run(const MgranConv& args, int threads) {
       tile.taps[s] = source.kernel * source.kernel;
       tile.groups[s] = static_cast<std::int32_t>(static_cast<std::size_t>(source.x.channels) * element / 4);
     }
-    tile.residual_scale = args.residual_scale;
     tile.relu = args.relu != 0;
     for (std::int64_t t = tiles * part / runs; t < tiles * (part + 1) / runs; ++t) {
       tile.rows = find(args, layers, t * kernel.rows, kernel.rows, pointers);
@@ -231,6 +230,7 @@ int run(const MgranConv& args, int threads) {
         tile.weights = static_cast<const std::int32_t*>(args.weights) + panel * steps * kConvPanel;
         tile.scale = args.scale ? args.scale + panel * kConvPanel : nullptr;
         tile.bias = args.bias + panel * kConvPanel;
+        tile.residual_scale = args.residual_scale ? args.residual_scale + panel * kConvPanel : nullptr;
         tile.channels =
             static_cast<std::int32_t>(std::min<std::int64_t>(kConvPanel, args.out.channels - panel * kConvPanel));
         kernel.tile(tile);

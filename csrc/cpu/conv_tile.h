@@ -28,7 +28,9 @@ MGRAN_TARGET MGRAN_INLINE void conv_put(const ConvTile& tile, const typename D::
       std::memcpy(few, from, valid * sizeof(Given));
       from = few;
     }
-    v = V::add(v, V::mul(D::load(from, In{}), V::set(tile.residual_scale)));
+    auto other = D::load(from, In{});
+    if (tile.residual_scale) other = V::mul(other, V::load(tile.residual_scale + channel));
+    v = V::add(v, other);
   }
   if (tile.relu) v = V::at_least(v, V::set(0.0f));
   Storage* const to = reinterpret_cast<Storage*>(tile.out[row]) + channel;

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mgran_fast.cli import WORKERS, app
 from mgran_fast.errors import DataError
+
+if TYPE_CHECKING:
+    from mgran_fast.data import DataSet, Masks
+    from mgran_fast.engine.engine import Engine
+    from mgran_fast.model import MGRAN
+
+#: Pictures that int8 is calibrated on.
+CALIBRATION = 64
 
 
 @app.command()
@@ -33,6 +41,13 @@ def evaluate(
         ),
     ] = None,
     layout: Annotated[str | None, typer.Option(help="The layout that the checkpoint must have.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Embed with an engine in this precision: float32, bfloat16, float16 (on a GPU) or int8, calibrated on"
+            " 64 training pictures."
+        ),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report here.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = WORKERS,
@@ -62,9 +77,13 @@ def evaluate(
         common.console.print(f"{dataset.root}: no regions/ nor masks/ beside the pictures; RegionNet makes the masks")
     if files is not None:
         files.check(dataset.gallery, "gallery")
+    encode = None if precision is None else _engine(model, precision, dataset, files).encode
     start = time.perf_counter()
     with common.bar("evaluate") as step:
-        found = run(model, dataset.query, dataset.gallery, files, batch_size=batch_size, workers=workers, progress=step)
+        found = run(
+            model, dataset.query, dataset.gallery, files, batch_size=batch_size, workers=workers, progress=step,
+            encode=encode,
+        )  # fmt: skip
     seconds = {"evaluate": time.perf_counter() - start}
     title = f"{checkpoint.parent.name or checkpoint.name} on {dataset.name}"
     results = {"model": found}
@@ -94,3 +113,22 @@ def evaluate(
                 "report": None if path is None else str(path),
             }
         )
+
+
+def _engine(model: MGRAN, precision: str, dataset: DataSet, files: Masks | None) -> Engine:
+    from mgran_fast.cli import common
+    from mgran_fast.data import Sample, collate
+    from mgran_fast.engine.engine import calibrate, optimize
+    from mgran_fast.metrics.evaluation import crops_for
+
+    if precision != "int8":
+        return optimize(model, precision)
+    # Of people that are not looked for, where there are any.
+    records = dataset.train or dataset.gallery
+    records = records[:: max(1, len(records) // CALIBRATION)][:CALIBRATION]
+    crops, estimated = crops_for(model, records, files)
+    read = (crops[i] for i in range(len(crops)))
+    batch = collate([sample for sample in read if isinstance(sample, Sample)])
+    calibration = calibrate(model, batch.crops, region_map=None if estimated else batch.region_maps)
+    common.console.print(str(calibration))
+    return optimize(model, precision, calibration=calibration)

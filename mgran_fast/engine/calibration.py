@@ -1,4 +1,4 @@
-"""Which range of values a byte stands for in each layer, found on crops of the user's own."""
+"""Which range of values a byte stands for in each channel of each layer, found on crops of the user's own."""
 
 from __future__ import annotations
 
@@ -7,23 +7,35 @@ from dataclasses import dataclass
 
 import torch
 
+from mgran_fast.engine.program import Convolution, Program
+
 # Values of a layer that are looked at, and clippings that are tried, as shares of the largest value.
-_SAMPLE = 1 << 19
-_CLIPPINGS = tuple(i / 40 for i in range(8, 41))
+_SAMPLE = 1 << 18
+_CLIPPINGS = tuple(i / 40 for i in range(16, 41))
+# How far channels get ranges of their own: 0 is one range for a layer, 1 makes every channel fill its bytes. Wide
+# channels cost precision in the activations, narrow ones in the weights that read them; half of the way is the usual
+# balance (Xiao et al. 2023, SmoothQuant).
+_BALANCE = 0.5
+# The smallest range of a channel, as a share of its layer's: a channel that was 0 on every crop may wake up.
+_SMALLEST = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
-    """What int8 needs to know of a model's layers, and what it costs.
+    """What int8 needs to know of a model's layers, and what it costs. Made by :func:`mgran_fast.calibrate`.
 
     Attributes:
-        layer_scales: of each layer but the last, the input first: a byte q stands for q * scale.
+        scales: of each layer but the last, the input first, float32 [C]: in channel c a byte q stands for q * scale[c].
+        means: of the same layers, float32 [C]: the mean of each channel in float32.
+        shift: float32 [P, D], by how much int8 moves the pooled features of each input on the average; taken off them.
         people: the number of crops it was found on.
         cosines: for each input of the layout by name: (mean, smallest) cosine between the embeddings of float32 and of
             int8 over those crops that show it; for the whole vector under "all".
     """
 
-    layer_scales: tuple[float, ...]
+    scales: tuple[torch.Tensor, ...]
+    means: tuple[torch.Tensor, ...]
+    shift: torch.Tensor
     people: int
     cosines: dict[str, tuple[float, float]]
 
@@ -34,47 +46,62 @@ class Calibration:
 
 
 class Ranges:
-    """Collects values of layers, batch after batch, and says their scales."""
+    """Collects values of layers, batch after batch."""
 
     def __init__(self) -> None:
-        self._largest: list[float] = []
+        self._largest: list[torch.Tensor] = []
+        self._sums: list[torch.Tensor] = []
+        self._cells: list[int] = []
         self._samples: list[list[torch.Tensor]] = []
 
     def add(self, layers: Iterable[torch.Tensor]) -> None:
         """Layers of one batch, [S, C] each, in their order."""
         for i, layer in enumerate(layers):
+            channels = layer.shape[1]
             if i == len(self._largest):
-                self._largest.append(0.0)
+                self._largest.append(torch.zeros(channels))
+                self._sums.append(torch.zeros(channels, dtype=torch.float64))
+                self._cells.append(0)
                 self._samples.append([])
-            if layer.numel() == 0:
+            if len(layer) == 0:
                 continue
-            flat = layer.flatten()
-            largest = float(flat.amax())
-            if not largest < torch.inf:
-                raise ValueError(f"layer {i} holds {largest}: the model's weights, or its statistics, are not finite")
-            self._largest[i] = max(self._largest[i], largest)
-            # Every so manieth value: a stride prime to the number of channels sees all of them.
-            stride = flat.numel() // _SAMPLE
-            self._samples[i].append(flat[:: stride | 1].float().clone())
+            values = layer.float()
+            largest = values.amax(0)
+            if not bool(largest.isfinite().all()):
+                raise ValueError(f"layer {i} is not finite: look at the model's weights and statistics")
+            self._largest[i] = torch.maximum(self._largest[i], largest)
+            self._sums[i] += values.sum(0, dtype=torch.float64)
+            self._cells[i] += len(layer)
+            # Every so manieth cell, with all of its channels.
+            self._samples[i].append(values[:: 1 + values.numel() // (_SAMPLE // 8)].clone())
 
-    def scales(self) -> tuple[float, ...]:
-        """For each layer the scale whose bytes have the least squared error over the values seen.
+    def means(self) -> tuple[torch.Tensor, ...]:
+        """Of each layer the channels' means."""
+        pairs = zip(self._sums, self._cells, strict=True)
+        return tuple((total / max(1, cells)).float() for total, cells in pairs)
 
-        The input is bytes as it is, and its scale 1.
+    def scales(self, program: Program) -> tuple[torch.Tensor, ...]:
+        """Of each layer its channels' scales: the clipping of least squared error, shared out among the channels.
+
+        The input is bytes as it is, with scale 1. What pooling makes has the scales of what it reads.
         """
-        return (1.0, *(self._scale(i) for i in range(1, len(self._largest))))
+        made = [torch.ones_like(self._largest[0])]
+        for i, step in enumerate(program.steps[:-1], 1):
+            made.append(self._scale(i) if isinstance(step, Convolution) else made[step.layer])
+        return tuple(made)
 
-    def _scale(self, i: int) -> float:
+    def _scale(self, i: int) -> torch.Tensor:
         largest = self._largest[i]
-        if largest <= 0.0:
-            return 1.0  # a layer of zeros: any scale will do
+        most = float(largest.amax())
+        if most <= 0.0:
+            return torch.ones_like(largest)  # a layer of zeros: any scale will do
+        ranges = (largest.clamp(min=_SMALLEST * most) / most).pow(_BALANCE) * most
         values = torch.cat(self._samples[i])
-        values = values[values > 0]
-        values = values[:: max(1, len(values) // _SAMPLE)]
-        best, least = largest / 255, torch.inf
+        values = values[:: 1 + values.numel() // _SAMPLE] / ranges
+        best, least = 1.0, torch.inf
         for clipping in _CLIPPINGS:
-            scale = clipping * largest / 255
-            error = float(((values / scale).round().clamp(max=255) * scale - values).square().sum())
+            step = clipping / 255
+            error = float((((values / step).round().clamp(max=255) * step - values) * ranges).square().sum())
             if error < least:
-                best, least = scale, error
-        return best
+                best, least = clipping, error
+        return ranges * (best / 255)

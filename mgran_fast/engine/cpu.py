@@ -14,52 +14,85 @@ from mgran_fast.ops.network import Conv, Pool
 INSIDE = 255
 
 
-def steps(
+def float_steps(
+    program: Program, dtype: torch.dtype, *, scale: float, mean: Sequence[float], std: Sequence[float]
+) -> list[Conv | Pool]:
+    """The steps of :class:`mgran_fast.ops.network.Network` for a program, in float32 or bfloat16.
+
+    Args:
+        scale, mean, std: of the normalisation (scale * pixel - mean) / std, which the first convolution takes in.
+    """
+    made: list[Conv | Pool] = []
+    for i, step in enumerate(program.steps):
+        if isinstance(step, Convolution):
+            weights = [weight.to(dtype) for weight in _weights(step, scale, mean, std)]
+            packed = PackedConv(weights, [source.tap for source in step.sources], step.bias)
+            kept = torch.float32 if i == len(program.steps) - 1 else dtype
+            made.append(Conv(packed, tuple(source.layer for source in step.sources), step.residual, None, kept))
+        else:
+            made.append(Pool(step.layer, step.tap))
+    return made
+
+
+def byte_steps(
     program: Program,
-    dtype: torch.dtype,
+    scales: Sequence[torch.Tensor],
+    means: Sequence[torch.Tensor],
     *,
     scale: float,
     mean: Sequence[float],
     std: Sequence[float],
-    layer_scales: Sequence[float] | None = None,
 ) -> list[Conv | Pool]:
-    """The steps of :class:`mgran_fast.ops.network.Network` for a program.
+    """The same with activations of bytes and weights of signed bytes, a scale for each output channel.
+
+    With s the scales of a layer that is read and W the weights, sums are of bytes q and the integers nearest to
+    W s / m, where m is the largest |W s| of the output channel over 127. What rounding the weights adds on the average,
+    (rounded m - W s) times the mean of q, is taken off the bias (Nagel et al. 2019, "Data-Free Quantization").
 
     Args:
-        dtype: float32, bfloat16, or uint8 for activations of bytes and weights of signed bytes.
-        scale, mean, std: of the normalisation (scale * pixel - mean) / std, which the first convolution takes in.
-        layer_scales: for uint8, of each layer but the last: a byte q stands for q * scale; the input's is 1.
+        scales, means: of :class:`mgran_fast.engine.calibration.Calibration`.
+
+    Raises:
+        ValueError: not as many as there are layers, or another number of channels.
     """
-    if (layer_scales is None) != (dtype != torch.uint8):
-        raise ValueError("uint8, and it alone, wants the scales of the layers")
-    if layer_scales is not None and (len(layer_scales) != len(program.steps) or not min(layer_scales) > 0):
-        raise ValueError(
-            f"layer_scales must be {len(program.steps)} positive numbers, of every layer but the last, for this trunk"
-        )
+    shapes = [4, *(step.channels if isinstance(step, Convolution) else None for step in program.steps[:-1])]
+    sizes = [[None if wanted is None else len(one) for one, wanted in zip(of, shapes, strict=False)]
+             for of in (scales, means)]  # fmt: skip
+    if any(len(of) != len(shapes) for of in (scales, means)) or any(found != shapes for found in sizes):
+        raise ValueError("the calibration is of another trunk: its layers or channels are not this one's")
     made: list[Conv | Pool] = []
-    last = len(program.steps) - 1
     for i, step in enumerate(program.steps):
         if not isinstance(step, Convolution):
             made.append(Pool(step.layer, step.tap))
             continue
-        weights = [source.weight.double() for source in step.sources]
-        if step.sources[0].layer == 0:
-            weights = [_normalising(weights[0], scale, mean, std)]
-        taps, layers = [source.tap for source in step.sources], tuple(source.layer for source in step.sources)
-        if layer_scales is None:
-            packed = PackedConv([weight.to(dtype) for weight in weights], taps, step.bias)
-            made.append(Conv(packed, layers, step.residual, 1.0, torch.float32 if i == last else dtype))
-            continue
-        # Integer sums are of q w, real ones of q * layer scale * weight; the result is in units of its own scale.
-        unit = 1.0 if i == last else layer_scales[i + 1]
-        weights = [weight * layer_scales[layer] for weight, layer in zip(weights, layers, strict=True)]
-        steps_of = torch.stack([weight.abs().amax((1, 2, 3)) for weight in weights]).amax(0) / 127
-        steps_of = steps_of.clamp(min=torch.finfo(torch.float32).tiny)
-        whole = [(weight / steps_of[:, None, None, None]).round().to(torch.int8) for weight in weights]
-        packed = PackedConv(whole, taps, step.bias / unit, scale=(steps_of / unit).float())
-        residual_scale = 1.0 if step.residual is None else layer_scales[step.residual] / unit
-        made.append(Conv(packed, layers, step.residual, residual_scale, torch.float32 if i == last else dtype))
+        last = i == len(program.steps) - 1
+        layers = tuple(source.layer for source in step.sources)
+        units = [scales[layer].double() for layer in layers]
+        weights = [
+            weight * unit[:, None, None] for weight, unit in zip(_weights(step, scale, mean, std), units, strict=True)
+        ]
+        largest = torch.stack([weight.abs().amax((1, 2, 3)) for weight in weights]).amax(0)
+        m = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        rounded = [(weight / m[:, None, None, None]).round() for weight in weights]
+        bias = step.bias.double()
+        for weight, whole, layer, unit in zip(weights, rounded, layers, units, strict=True):
+            bias = bias - (whole * m[:, None, None, None] - weight).sum((2, 3)) @ (means[layer].double() / unit)
+        unit = torch.ones_like(m) if last else scales[i + 1].double()
+        packed = PackedConv(
+            [whole.to(torch.int8) for whole in rounded],
+            [source.tap for source in step.sources],
+            (bias / unit).float(),
+            scale=(m / unit).float(),
+        )
+        factor = None if step.residual is None else packed.padded((scales[step.residual].double() / unit).float())
+        made.append(Conv(packed, layers, step.residual, factor, torch.float32 if last else torch.uint8))
     return made
+
+
+def _weights(step: Convolution, scale: float, mean: Sequence[float], std: Sequence[float]) -> list[torch.Tensor]:
+    """Of each source in float64; the first convolution takes the normalisation in."""
+    weights = [source.weight.double() for source in step.sources]
+    return [_normalising(weights[0], scale, mean, std)] if step.sources[0].layer == 0 else weights
 
 
 def _normalising(weight: torch.Tensor, scale: float, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

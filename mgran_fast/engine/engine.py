@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -101,7 +100,7 @@ class Engine:
             for branch, _, one_map in images:
                 if branch.cut:
                     # As in MA: a region may vanish where it is cut out and made smaller.
-                    visible[i : i + CHUNK, branch.first] &= one_map.flatten(1).any(1)
+                    visible[i : i + CHUNK, branch.first] &= (one_map > 0).flatten(1).any(1)
         features = torch.cat(parts) if parts else mean.new_zeros((0, *mean.shape))
         return Encoding((features - mean) * gain * visible[..., None], visible)
 
@@ -149,7 +148,8 @@ class Engine:
         if not isinstance(self.executor, Windowed):
             raise NotImplementedError("an engine of a GPU is made anew from its model")
         steps, tensors = file.pack(self.executor.steps)
-        calibration = None if self.calibration is None else dataclasses.asdict(self.calibration)
+        report = self.calibration
+        calibration = None if report is None else {"people": report.people, "cosines": report.cosines}
         plain = {
             "config": self.config,
             "precision": self.precision,
@@ -169,8 +169,9 @@ class Engine:
             config["layout"], tuple(config["size"]), config["threshold"], config["keypoint_threshold"], mra=mra
         )
         given = plain["calibration"]
+        # Its scales are in the weights.
         calibration = given and Calibration(
-            tuple(given["layer_scales"]), given["people"], {k: (v[0], v[1]) for k, v in given["cosines"].items()}
+            (), (), torch.empty(0), given["people"], {k: (v[0], v[1]) for k, v in given["cosines"].items()}
         )
         found = tuple(
             Branch((size[0], size[1]), first, inputs, tuple(regions), cut)
@@ -249,15 +250,20 @@ def optimize(
         raise ValueError(f"int8 is for the CPU, not for {device.type}; use float16 or bfloat16")
     steps = program(model.ma.trunk)
     _check_finite(steps)
-    scales = None if calibration is None else calibration.layer_scales
+    normalisation: dict[str, Any] = {"scale": model.scale, "mean": model.mean, "std": model.std}
     executor: Any
-    if device.type == "cpu":
-        executor = _windowed(model, steps, PRECISIONS[precision], scales, windows=windows)
+    if calibration is not None:
+        executor = Windowed(
+            cpu.byte_steps(steps, calibration.scales, calibration.means, **normalisation), windows=windows
+        )
+    elif device.type == "cpu":
+        executor = Windowed(cpu.float_steps(steps, PRECISIONS[precision], **normalisation), windows=windows)
     else:
-        executor = Whole(steps, PRECISIONS[precision], device, scale=model.scale, mean=model.mean, std=model.std)
+        executor = Whole(steps, PRECISIONS[precision], device, **normalisation)
     neck = model.ma.neck
     gain = torch.rsqrt(neck.running_var + neck.eps) * neck.weight.detach()
-    moved = (neck.running_mean.detach().clone().to(device), gain.to(device))
+    shift = neck.running_mean.detach().clone().cpu() + (0.0 if calibration is None else calibration.shift)
+    moved = (shift.to(device), gain.to(device))
     engine = Engine(model.alignment, model.config, precision, executor, moved, branches(model), device, calibration)
     _prepare(engine)
     return engine
@@ -290,18 +296,34 @@ def calibrate(
             ranges.add(network.computed(images, one_map, branch.first, branch.inputs))
     for branch in exact.branches:
         ranges.add(exact.executor.network(branch.size).background())
-    draft = Calibration(ranges.scales(), len(crops), {})
+    nothing = torch.zeros_like(exact.neck[0])
+    draft = Calibration(ranges.scales(program(model.ma.trunk)), ranges.means(), nothing, len(crops), {})
     want = exact.encode(crops, region_map=region_map)
     got = optimize(model, "int8", "cpu", calibration=draft).encode(crops, region_map=region_map)
+    moved = got.embeddings - want.embeddings
+    # What is told of each half of the crops, it is told with the shift that the other half gives.
+    halves = torch.arange(len(crops)) % 2 == 0
+    embeddings = got.embeddings.clone()
+    for half in (halves, ~halves) if len(crops) > 1 else ():
+        embeddings[half] -= _average(moved[~half], want.visible[~half])
+    embeddings *= want.visible[..., None]
+    # In embeddings, where the gain is on top of it.
+    gain = exact.neck[1]
+    shift = torch.where(gain != 0, _average(moved, want.visible) / gain, 0.0)
     cosines = {}
     for i, name in enumerate(model.layout.inputs):
         seen = want.visible[:, i]
         if bool(seen.any()):
-            cosine = torch.cosine_similarity(want.embeddings[seen, i], got.embeddings[seen, i])
+            cosine = torch.cosine_similarity(want.embeddings[seen, i], embeddings[seen, i])
             cosines[name] = (float(cosine.mean()), float(cosine.min()))
-    cosine = torch.cosine_similarity(want.vector, got.vector)
+    cosine = torch.cosine_similarity(want.vector, Encoding(embeddings, want.visible).vector)
     cosines["all"] = (float(cosine.mean()), float(cosine.min()))
-    return Calibration(draft.layer_scales, len(crops), cosines)
+    return Calibration(draft.scales, draft.means, shift, len(crops), cosines)
+
+
+def _average(rows: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """[N, P, D], bool [N, P] -> [P, D]: over those who show the input; 0 where nobody does."""
+    return (rows * visible[..., None]).sum(0) / visible.sum(0).clamp(min=1)[:, None]
 
 
 def branches(model: MGRAN) -> tuple[Branch, ...]:
@@ -314,13 +336,6 @@ def branches(model: MGRAN) -> tuple[Branch, ...]:
     sizes = model.region_sizes
     whole = Branch(model.size, 0, 1, (0,))
     return (whole, *(Branch(size, i, 1, (i,), cut=True) for i, size in enumerate(sizes, 1)))
-
-
-def _windowed(
-    model: MGRAN, steps: Program, dtype: torch.dtype, scales: tuple[float, ...] | None, *, windows: bool
-) -> Windowed:
-    packed = cpu.steps(steps, dtype, scale=model.scale, mean=model.mean, std=model.std, layer_scales=scales)
-    return Windowed(packed, windows=windows)
 
 
 def _prepare(engine: Engine) -> None:

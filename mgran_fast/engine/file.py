@@ -36,7 +36,6 @@ def pack(steps: tuple[Conv | Pool, ...]) -> tuple[list[dict[str, Any]], dict[str
                 "taps": [_plain(tap) for tap in packed.taps],
                 "layers": list(step.layers),
                 "residual": step.residual,
-                "residual_scale": step.residual_scale,
                 "dtype": str(step.dtype).removeprefix("torch."),
                 "relu": packed.relu,
             }
@@ -47,6 +46,8 @@ def pack(steps: tuple[Conv | Pool, ...]) -> tuple[list[dict[str, Any]], dict[str
         tensors[f"steps.{i}.bias"] = packed.bias[: packed.channels].clone()
         if packed.scale is not None:
             tensors[f"steps.{i}.scale"] = packed.scale[: packed.channels].clone()
+        if step.residual_scale is not None:
+            tensors[f"steps.{i}.residual_scale"] = step.residual_scale[: packed.channels].clone()
     return plain, tensors
 
 
@@ -65,7 +66,9 @@ def unpack(plain: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> tup
         )
         layers = tuple(_layer(layer, i) for layer in step["layers"])
         residual = None if step["residual"] is None else _layer(step["residual"], i)
-        steps.append(Conv(packed, layers, residual, float(step["residual_scale"]), _DTYPES[step["dtype"]]))
+        factor = tensors.get(f"steps.{i}.residual_scale")
+        factor = None if factor is None else packed.padded(factor)
+        steps.append(Conv(packed, layers, residual, factor, _DTYPES[step["dtype"]]))
     return tuple(steps)
 
 

@@ -15,7 +15,7 @@ class Windowed:
     """Runs one set of packed steps on inputs of any size: for each size that is met, the layers of an empty image.
 
     Args:
-        steps: of :func:`mgran_fast.engine.cpu.steps`.
+        steps: of :mod:`mgran_fast.engine.cpu`.
         windows: whether only windows are computed; False computes whole images, to the same bits where they are pooled.
     """
 

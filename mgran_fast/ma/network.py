@@ -86,7 +86,7 @@ class MA(nn.Module):
         visible = ops.visibility(region_map, self.layout)
         if cuts:
             # A region of a few pixels may vanish where it is cut out and made smaller.
-            left = torch.stack([part.region_map.flatten(1).any(1) for part in cuts], 1)
+            left = torch.stack([(part.region_map > 0).flatten(1).any(1) for part in cuts], 1)
             visible = torch.cat((visible[:, :1], visible[:, 1:] & left), 1)
         if len(inputs) == 0:
             # No convolution takes an empty batch on every backend.

@@ -14,9 +14,11 @@ from mgran_fast.data import Batch, CropDataset, Masks, Problems, Record, collate
 from mgran_fast.data.cache import PRESENT
 from mgran_fast.errors import DataError
 from mgran_fast.metrics.ranking import Ranking, Top, rank, top
-from mgran_fast.model import MGRAN
+from mgran_fast.model import MGRAN, Encoding
 
 Progress = Callable[[int, int], None]
+#: (crops, region_map=...) -> an encoding.
+Encode = Callable[..., Encoding]
 #: An estimator looks at crops of this size at least, (height, width), however small the trunk's are.
 ESTIMATED_SIZE = (256, 128)
 
@@ -87,6 +89,7 @@ def embed(
     batch_size: int = 32,
     workers: int = 0,
     progress: Progress | None = None,
+    encode: Encode | None = None,
 ) -> Embedded:
     """Embed the pictures of ``records`` in eval mode, on the device where the model is.
 
@@ -95,7 +98,9 @@ def embed(
             none).
         batch_size, workers: pictures at once, and processes that read them.
         progress: called with (pictures done, pictures in all).
+        encode: what embeds in place of the model's own method: that of an engine made from it.
     """
+    encode = model.encode if encode is None else encode
     start = time.perf_counter()
     dataset, estimated = crops_for(model, records, masks)
     loader: Iterable[Batch] = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
@@ -118,7 +123,7 @@ def embed(
                     empty_masks = (maps == 0).flatten(1).all(1).cpu()
                     nobody = empty_masks | (estimate.presence < PRESENT).cpu()
                     unposed += int((estimate.keypoints[..., 2] < model.keypoint_threshold).all(1).sum())
-                encoding = model.encode(moved.crops, region_map=maps)
+                encoding = encode(moved.crops, region_map=maps)
                 vectors.append(encoding.vector.cpu())
                 visible.append(encoding.visible.cpu())
                 persons.append(batch.persons)
@@ -179,6 +184,7 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     progress: Progress | None = None,
+    encode: Encode | None = None,
 ) -> Evaluation:
     """Rank ``gallery`` for each of ``query`` by the Euclidean distance of embeddings, Market-1501 rule.
 
@@ -187,11 +193,11 @@ def evaluate(
     total = len(query) + len(gallery)
     shift = len(query)
     queries = embed(
-        model, query, masks, batch_size=batch_size, workers=workers,
+        model, query, masks, batch_size=batch_size, workers=workers, encode=encode,
         progress=None if progress is None else lambda done, _: progress(done, total),
     )  # fmt: skip
     entries = embed(
-        model, gallery, masks, batch_size=batch_size, workers=workers,
+        model, gallery, masks, batch_size=batch_size, workers=workers, encode=encode,
         progress=None if progress is None else lambda done, _: progress(shift + done, total),
     )  # fmt: skip
     return Evaluation(rank_embedded(queries, entries), queries, entries)

@@ -79,9 +79,13 @@ class PackedConv:
         self.packed = torch.cat([_packed(weight, padded, group) for weight in weights], 1).contiguous()
         self.bias = torch.zeros(padded)
         self.bias[:channels] = bias
-        self.scale = None if scale is None else torch.zeros(padded)
-        if self.scale is not None and scale is not None:
-            self.scale[:channels] = scale
+        self.scale = None if scale is None else self.padded(scale)
+
+    def padded(self, values: torch.Tensor) -> torch.Tensor:
+        """float32 [D] with zeros for the channels that the last panel has too many."""
+        made = torch.zeros_like(self.bias)
+        made[: self.channels] = values
+        return made
 
     @property
     def weights(self) -> tuple[torch.Tensor, ...]:
@@ -108,7 +112,7 @@ def conv(
     windows: torch.Tensor,
     *,
     residual: Cells | None = None,
-    residual_scale: float = 1.0,
+    residual_scale: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
     out: torch.Tensor | None = None,
 ) -> Cells:
@@ -120,6 +124,7 @@ def conv(
         sources: as many as ``packed`` has, of its dtype, of the same B images; contiguous, on the CPU.
         windows: int32 [B, 4]: top, left, height, width inside of the result's grid.
         residual: of the result's grid and channels, and the sources' dtype.
+        residual_scale: float32 [D], what it is multiplied by; None for 1.
         dtype: of the result: the sources' (default) or float32.
         out: [B, h, w, D], to be written at the windows; by default the result is packed.
 
@@ -183,7 +188,7 @@ def conv(
         weights=packed.packed,
         scale=packed.scale,
         bias=packed.bias,
-        residual_scale=residual_scale,
+        residual_scale=None if residual_scale is None else packed.padded(residual_scale),
         images=images,
         dtype=_DTYPES[packed.dtype],
         out_dtype=_DTYPES[dtype],

@@ -23,14 +23,14 @@ class Conv:
 
     Attributes:
         residual: a layer, or None.
-        residual_scale: what it is multiplied by.
+        residual_scale: float32 [D], what it is multiplied by, padded by ``packed``; None for 1.
         dtype: of the layer that the step makes: the sources', or float32.
     """
 
     packed: PackedConv
     layers: tuple[int, ...]
     residual: int | None = None
-    residual_scale: float = 1.0
+    residual_scale: torch.Tensor | None = None
     dtype: torch.dtype = torch.float32
 
 
@@ -104,8 +104,9 @@ class Network:
             sources = [(layer, _geometry(tap)) for layer, tap in zip(step.layers, packed.taps, strict=True)]
             residual = -1 if step.residual is None else step.residual
             scale = 0 if packed.scale is None else packed.scale.data_ptr()
-            addresses = (packed.packed.data_ptr(), scale, packed.bias.data_ptr())
-            made.convolution(self._layer(i + 1), (sources, residual, *addresses, step.residual_scale))
+            factor = 0 if step.residual_scale is None else step.residual_scale.data_ptr()
+            addresses = (packed.packed.data_ptr(), scale, packed.bias.data_ptr(), factor)
+            made.convolution(self._layer(i + 1), (sources, residual, *addresses))
         # What every layer is for an empty image.
         nothing = torch.zeros((1, *self.size, 3), dtype=torch.uint8)
         layers = list(
@@ -245,7 +246,7 @@ class Network:
                     packed.bias[: packed.channels],
                     scale=None if packed.scale is None else packed.scale[: packed.channels],
                     residual=None if step.residual is None else layers[step.residual],
-                    residual_scale=step.residual_scale,
+                    residual_scale=None if step.residual_scale is None else step.residual_scale[: packed.channels],
                     dtype=dtype,
                     grid=(h, w),
                 )

@@ -73,7 +73,7 @@ def conv(
     *,
     scale: torch.Tensor | None,
     residual: Cells | None,
-    residual_scale: float,
+    residual_scale: torch.Tensor | None,
     relu: bool,
     dtype: torch.dtype,
 ) -> torch.Tensor:
@@ -93,7 +93,8 @@ def conv(
         y = y * scale.to(exact)[:, None, None]
     y = y + bias.to(exact)[:, None, None]
     if residual is not None:
-        y = y + whole(residual).to(exact) * residual_scale
+        other = whole(residual).to(exact)
+        y = y + (other if residual_scale is None else other * residual_scale.to(exact)[:, None, None])
     if relu:
         y = y.relu()
     if dtype == torch.uint8:

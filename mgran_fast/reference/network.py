@@ -48,7 +48,7 @@ def convolution(
     *,
     scale: torch.Tensor | None,
     residual: torch.Tensor | None,
-    residual_scale: float,
+    residual_scale: torch.Tensor | None,
     dtype: torch.dtype,
     grid: tuple[int, int],
 ) -> torch.Tensor:

@@ -52,7 +52,7 @@ def random_cells(
 def case(
     seed: int, dtype: torch.dtype, out_dtype: torch.dtype, images: int, channels: tuple[int, int], kernel: int,
     stride: int, two: bool, add: bool, relu: bool,
-) -> tuple[PackedConv, list[Cells], torch.Tensor, Cells | None, float, torch.dtype]:  # fmt: skip
+) -> tuple[PackedConv, list[Cells], torch.Tensor, Cells | None, torch.Tensor, torch.dtype]:  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     group = 4 // dtype.itemsize
     inside, outside = channels[0] * group, channels[1]
@@ -75,11 +75,15 @@ def case(
     packed = PackedConv(weights, taps, torch.randn(outside, generator=g), scale=scale, relu=relu)
     to = tap.grid(grid)
     residual = random_cells(images, to, outside, dtype, g) if add else None
-    return packed, cells, random_windows(images, to, g), residual, 0.5, out_dtype
+    return packed, cells, random_windows(images, to, g), residual, torch.rand(outside, generator=g), out_dtype
 
 
 def expected(
-    packed: PackedConv, cells: list[Cells], windows: torch.Tensor, residual: Cells | None, residual_scale: float
+    packed: PackedConv,
+    cells: list[Cells],
+    windows: torch.Tensor,
+    residual: Cells | None,
+    residual_scale: torch.Tensor | None,
 ) -> torch.Tensor:
     """In float64, before any rounding."""
 

@@ -33,8 +33,15 @@ def trunk(name: str = "resnet18", last_stride: int = 1) -> Trunk:
 
 
 def packed(steps: Program, dtype: torch.dtype) -> list[Any]:
-    scales = [1.0] + [0.02] * (len(steps.steps) - 1) if dtype == torch.uint8 else None
-    return cpu.steps(steps, dtype, scale=1 / 256, mean=MEAN, std=STD, layer_scales=scales)
+    normalisation: dict[str, Any] = {"scale": 1 / 256, "mean": MEAN, "std": STD}
+    if dtype != torch.uint8:
+        return cpu.float_steps(steps, dtype, **normalisation)
+    channels = [4, *(layer[2] for layer in steps.layers((64, 64))[1:-1])]
+    g = torch.Generator().manual_seed(1)
+    scales = [0.01 + 0.02 * torch.rand(count, generator=g) for count in channels]
+    scales[2] = scales[1]  # pooling keeps bytes as they are
+    means = [torch.rand(count, generator=g) for count in channels]
+    return cpu.byte_steps(steps, [torch.ones(4), *scales[1:]], means, **normalisation)
 
 
 def people(size: tuple[int, int], seed: int, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
