@@ -147,7 +147,8 @@ MgranCells cells_of(const Layer& layer) {
 // Each source is a layer and its (kernel, stride, padding).
 MgranConv conv_args(const std::vector<std::pair<Layer, std::array<std::int32_t, 3>>>& sources, const Layer& out,
                     const std::vector<Layer>& residual, Address weights, Address scale, Address bias,
-                    Address residual_scale, std::int64_t images, std::int32_t dtype, std::int32_t out_dtype, bool relu) {
+                    Address residual_scale, std::int64_t images, std::int32_t dtype, std::int32_t out_dtype,
+                    bool relu) {
   want(sources.size() == 1 || sources.size() == 2, "a convolution has one or two sources");
   want(images >= 0, "sizes must not be negative");
   want(dtype == MGRAN_FLOAT32 || dtype == MGRAN_BFLOAT16 || dtype == MGRAN_UINT8, "unknown dtype");

@@ -20,7 +20,7 @@ namespace {
 
 using Address = std::uintptr_t;
 using Size = std::array<std::int32_t, 2>;                              // height, width
-using Layer = std::tuple<std::array<std::int32_t, 3>, int, Address>;  // (height, width, channels), dtype, background
+using Layer = std::tuple<std::array<std::int32_t, 3>, int, Address>;   // (height, width, channels), dtype, background
 using Source = std::tuple<std::int32_t, std::array<std::int32_t, 3>>;  // layer, (kernel, stride, padding)
 // Sources, residual layer or -1, addresses of weights, scale, bias and the residual's scale.
 using Convolution = std::tuple<std::vector<Source>, std::int32_t, Address, Address, Address, Address>;
@@ -78,8 +78,7 @@ class Network {
       want(static_cast<std::size_t>(residual) < layers_.size(), "a residual must have been made before");
       const MgranLayer& other = layers_[static_cast<std::size_t>(residual)];
       const auto& size = std::get<0>(layer);
-      want(other.height == size[0] && other.width == size[1] && other.channels == size[2] &&
-               other.dtype == dtype,
+      want(other.height == size[0] && other.width == size[1] && other.channels == size[2] && other.dtype == dtype,
            "the residual must have the grid and channels of the result, and the dtype of the sources");
     }
     add(layer);
@@ -200,8 +199,8 @@ void bind_network(py::module_& m) {
       .def(py::init<const Network&, Address, std::int64_t, Size, std::int32_t, std::int32_t, bool, bool>(),
            py::arg("network"), py::kw_only(), py::arg("map"), py::arg("people"), py::arg("size"), py::arg("first"),
            py::arg("inputs"), py::arg("whole"), py::arg("keep"))
-      .def("run", &Plan::run, py::arg("network"), py::kw_only(), py::arg("crops"), py::arg("map"),
-           py::arg("workspace"), py::arg("bytes"), py::arg("out"), py::arg("threads"))
+      .def("run", &Plan::run, py::arg("network"), py::kw_only(), py::arg("crops"), py::arg("map"), py::arg("workspace"),
+           py::arg("bytes"), py::arg("out"), py::arg("threads"))
       .def("windows", &Plan::windows, py::arg("layer"))
       .def_property_readonly("bytes", &Plan::bytes)
       .def_property_readonly("multiply_adds", &Plan::multiply_adds)

@@ -23,15 +23,15 @@ struct MgranConvSource {
 };
 
 struct MgranConv {
-  MgranConvSource sources[2];  // summed: a block's last convolution and that of its shortcut are one
-  std::int32_t count;          // of the sources: 1 or 2
-  MgranCells out;              // its windows are written, nothing else
-  std::int32_t residuals;      // 0 or 1
-  MgranCells residual;         // on the grid of `out`, with its channels; of `dtype`
-  const void* weights;         // [panels, groups, 32, per group], see conv_tile.h; 4 bytes a group and output channel
-  const float* scale;          // uint8: [32 * panels], what an integer sum is multiplied by; null otherwise
-  const float* bias;           // [32 * panels]
-  const float* residual_scale; // [32 * panels], what a residual is multiplied by; null for 1
+  MgranConvSource sources[2];   // summed: a block's last convolution and that of its shortcut are one
+  std::int32_t count;           // of the sources: 1 or 2
+  MgranCells out;               // its windows are written, nothing else
+  std::int32_t residuals;       // 0 or 1
+  MgranCells residual;          // on the grid of `out`, with its channels; of `dtype`
+  const void* weights;          // [panels, groups, 32, per group], see conv_tile.h; 4 bytes a group and output channel
+  const float* scale;           // uint8: [32 * panels], what an integer sum is multiplied by; null otherwise
+  const float* bias;            // [32 * panels]
+  const float* residual_scale;  // [32 * panels], what a residual is multiplied by; null for 1
   std::int64_t images;
   std::int32_t dtype;      // of the sources: MGRAN_FLOAT32, MGRAN_BFLOAT16 or MGRAN_UINT8 (weights int8)
   std::int32_t out_dtype;  // that of the sources, or MGRAN_FLOAT32

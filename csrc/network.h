@@ -29,8 +29,9 @@ struct MgranStep {
 };
 
 struct MgranNetwork {
-  const MgranLayer* layers;  // [count + 1]; 0 is the input, with 4 channels: red, green, blue, 255; 0 outside of regions
-  const MgranStep* steps;    // [count]
+  const MgranLayer*
+      layers;              // [count + 1]; 0 is the input, with 4 channels: red, green, blue, 255; 0 outside of regions
+  const MgranStep* steps;  // [count]
   std::int64_t count;
 };
 

@@ -4,8 +4,8 @@
 namespace mgran {
 namespace MGRAN_NAMESPACE {
 
-// out[c] = the largest of cells[0][c], cells[1][c], ... as integers, which for floats that are not negative is the order
-// of their values (and NaN is above all).
+// out[c] = the largest of cells[0][c], cells[1][c], ... as integers, which for floats that are not negative is the
+// order of their values (and NaN is above all).
 template <typename T>
 MGRAN_TARGET void largest_row(const std::uint8_t* const* cells, int count, std::int32_t channels, void* to) {
   T* const out = static_cast<T*>(to);

@@ -49,7 +49,7 @@ std::int32_t quotient_down(std::int32_t a, std::int32_t b) { return a >= 0 ? a /
 Span influenced(Span in, const Geometry& g, std::int32_t side) {
   if (in.empty()) return {};
   return both(Span{quotient_up(in.first + g.padding - g.kernel + 1, g.stride),
-               quotient_down(in.end - 1 + g.padding, g.stride) + 1},
+                   quotient_down(in.end - 1 + g.padding, g.stride) + 1},
               Span{0, side});
 }
 
@@ -160,14 +160,16 @@ void place(const MgranNetwork& network, std::int64_t images, bool keep, MgranPla
     const MgranLayer& l = network.layers[layer];
     const std::int32_t* const windows = plan.windows + static_cast<std::int64_t>(layer) * images * 4;
     std::int64_t cells = 0;
-    for (std::int64_t i = 0; i < images; ++i) cells += static_cast<std::int64_t>(windows[4 * i + 2]) * windows[4 * i + 3];
+    for (std::int64_t i = 0; i < images; ++i)
+      cells += static_cast<std::int64_t>(windows[4 * i + 2]) * windows[4 * i + 3];
     bytes[layer] = cells * l.channels * static_cast<std::int64_t>(mgran::size_of(l.dtype));
     bytes[layer] = (bytes[layer] + kAlignment - 1) / kAlignment * kAlignment;
   }
   if (!keep)
     for (std::size_t i = 0; i < count; ++i) {
       const MgranStep& step = network.steps[i];
-      for (int s = 0; s < step.count; ++s) last[static_cast<std::size_t>(step.source[s])] = static_cast<std::int64_t>(i);
+      for (int s = 0; s < step.count; ++s)
+        last[static_cast<std::size_t>(step.source[s])] = static_cast<std::int64_t>(i);
       if (step.residual >= 0) last[static_cast<std::size_t>(step.residual)] = static_cast<std::int64_t>(i);
     }
   struct Used {

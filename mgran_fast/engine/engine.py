@@ -28,8 +28,8 @@ PRECISIONS = {
     "float16": torch.float16,
     "int8": torch.uint8,
 }
-#: People that are run together at most: more are no faster, and take more memory.
-CHUNK = 16
+#: People that are run together at most: more are no faster (docs/results.md), and take more memory.
+CHUNK = 4
 
 
 class Branch(NamedTuple):

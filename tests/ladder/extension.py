@@ -23,7 +23,8 @@ def extension(variant: str = "plain", root: Path = build.ROOT) -> Path:
     sources = [build.Source(root, f"csrc/cpu/{name}.cpp", flags) for name in build.cpu_sources(root)]
     # Checks of the bindings themselves need no sanitizer, which would make them the slowest file to compile.
     plain = (*build.COMMON, "-O1", "-fopenmp", "-fvisibility=hidden", *names, *includes)
-    sources.append(build.Source(root, "csrc/bindings.cpp", plain))
+    bindings = sorted(path.name for path in (root / "csrc").glob("bindings*.cpp"))
+    sources += [build.Source(root, f"csrc/{name}", plain) for name in bindings]
     return build._link(sources, ("-shared", "-fopenmp", *build._sanitizer(variant)), (), "_C.so")
 
 

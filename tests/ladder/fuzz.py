@@ -1,6 +1,7 @@
 """Rung "fuzz": ``python tests/ladder/fuzz.py``: the ops' boundary under AddressSanitizer.
 
-tests/ops/test_fuzz.py runs with an extension that is built with AddressSanitizer and UndefinedBehaviorSanitizer.
+tests/ops/test_fuzz.py, and the tests of what computes windows, run with an extension that is built with
+AddressSanitizer and UndefinedBehaviorSanitizer.
 Then bugs are injected: the sanitizer must end the process on each.
 """
 
@@ -18,7 +19,13 @@ from extension import runtimes
 from mutations import Mutation, for_rung
 from package import package, run_tests
 
-TESTS = ("tests/ops/test_fuzz.py",)
+# Of whole trunks the smallest inputs: a sanitizer makes them thirty times slower.
+_WINDOWS = "tests/ops/test_network.py::test_windows_equal_whole_images_to_the_bit"
+TESTS = (
+    "tests/ops/test_fuzz.py",
+    "tests/ops/test_conv.py",
+    *(f"{_WINDOWS}[resnet18-1-size3-dtype{dtype}]" for dtype in range(3)),
+)
 
 
 def run(mutation: Mutation | None) -> tuple[bool, bool, str]:

@@ -22,6 +22,27 @@ FUZZ_MUTATIONS = (
         _RUNG,
     ),
     Mutation(
+        "conv-window-one-row-too-tall",
+        "csrc/cpu/cells.h",
+        "row < w[0] + w[2] &&",
+        "row <= w[0] + w[2] &&",
+        _RUNG,
+    ),
+    Mutation(
+        "network-window-beyond-the-grid",
+        "csrc/cpu/windows.cpp",
+        "  return {first, std::min(end, cells)};\n",
+        "  return {first, end + cells};\n",
+        _RUNG,
+    ),
+    Mutation(
+        "network-workspace-too-small",
+        "csrc/cpu/windows.cpp",
+        "    bytes[layer] = (bytes[layer] + kAlignment - 1) / kAlignment * kAlignment;\n",
+        "    bytes[layer] = bytes[layer] / 2;\n",
+        _RUNG,
+    ),
+    Mutation(
         "align-keypoints-of-another-person",
         "csrc/cpu/align.cpp",
         "  regions.keypoints += n * 51;\n",
