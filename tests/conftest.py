@@ -15,7 +15,7 @@ from hypothesis import settings
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The same examples in every run and on every machine; a busy one may take its time.
+# The same examples in every run and on every machine with the same Hypothesis; a busy one may take its time.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
