@@ -24,6 +24,7 @@ import torch
 import triton
 
 TABLE = Path(__file__).with_name("pooling.json")
+POINTWISE = Path(__file__).with_name("pointwise.json")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,17 @@ class ShareBlocks:
     x: int
     num_warps: int
     num_stages: int = 1
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of a matrix product, rows x outs, how many channels are summed at a time, and how it is run."""
+
+    rows: int
+    outs: int
+    channels: int
+    num_warps: int
+    num_stages: int
 
 
 @functools.lru_cache(maxsize=1)
@@ -72,6 +84,33 @@ def choose(kernel: str, mode: str, dtype: torch.dtype, channels: int, cells: int
         num_warps=entry["num_warps"],
         num_stages=entry["num_stages"],
     )
+
+
+@functools.lru_cache(maxsize=1)
+def products() -> tuple[dict[str, Any], ...]:
+    """The table of matrix products, read once."""
+    return tuple(json.loads(POINTWISE.read_text(encoding="utf-8"))["entries"])
+
+
+@functools.lru_cache(maxsize=1024)
+def product(rows: int, channels: int, outs: int, residual: bool, shortcut: bool, capability: int) -> dict[str, Any]:
+    """The nearest entry of pointwise.json, found as :func:`choose` finds its; a residual or shortcut counts 1 each."""
+    known = {e["capability"] for e in products()}
+    newest = max((c for c in known if c <= capability), default=min(known))
+
+    def distance(entry: dict[str, Any]) -> float:
+        sizes = ((rows, "rows"), (channels, "channels"), (outs, "outs"))
+        differs = (entry["residual"] != residual) + (entry["shortcut"] != shortcut)
+        return sum(abs(math.log2(size / entry[name])) for size, name in sizes) + differs
+
+    return min((e for e in products() if e["capability"] == newest), key=distance)
+
+
+def pointwise(rows: int, channels: int, outs: int, residual: bool, shortcut: bool, capability: int) -> Tile:
+    """The tile of the nearest entry; all sizes 1 or more, ``channels`` those of both sources together."""
+    entry = product(rows, channels, outs, residual, shortcut, capability)
+    return Tile(*(entry[f"block_{name}"] for name in ("rows", "outs", "channels")), entry["num_warps"],
+                entry["num_stages"])  # fmt: skip
 
 
 def share_blocks(height: int, width: int, map_height: int, map_width: int) -> ShareBlocks:

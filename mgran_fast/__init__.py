@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from mgran_fast import layouts, ops, reference
     from mgran_fast.diagnosis import doctor
     from mgran_fast.engine.calibration import Calibration
-    from mgran_fast.engine.engine import Engine, calibrate, optimize
+    from mgran_fast.engine.engine import Engine
+    from mgran_fast.engine.export import export
+    from mgran_fast.engine.optimize import calibrate, optimize
     from mgran_fast.errors import CheckpointError, DataError, MGRANError
     from mgran_fast.metrics.ranking import rank
     from mgran_fast.model import MGRAN
@@ -38,6 +40,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "doctor",
+    "export",
     "layouts",
     "ops",
     "optimize",
@@ -49,14 +52,15 @@ _HOMES = {
     "MGRAN": "mgran_fast.model",
     "Calibration": "mgran_fast.engine.calibration",
     "Engine": "mgran_fast.engine.engine",
-    "calibrate": "mgran_fast.engine.engine",
-    "optimize": "mgran_fast.engine.engine",
+    "calibrate": "mgran_fast.engine.optimize",
+    "optimize": "mgran_fast.engine.optimize",
     "CheckpointError": "mgran_fast.errors",
     "DataError": "mgran_fast.errors",
     "MGRANError": "mgran_fast.errors",
     "MaskRCNN": "mgran_fast.mra.maskrcnn",
     "RegionNet": "mgran_fast.mra.regionnet",
     "doctor": "mgran_fast.diagnosis",
+    "export": "mgran_fast.engine.export",
     "rank": "mgran_fast.metrics.ranking",
 }
 

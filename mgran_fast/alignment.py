@@ -73,7 +73,7 @@ class Alignment:
             return resize(crops, self.size), self.regions(masks, keypoints)
         if masks is not None or keypoints is not None:
             raise ValueError("region_map together with masks or keypoints: pass one or the other")
-        checks.tensor("region_map", region_map, (len(crops), None, None), (torch.uint8,))
+        checks.tensor("region_map", region_map, (crops.shape[0], None, None), (torch.uint8,))
         if tuple(region_map.shape[1:]) != self.size:
             # Nearest: a region map holds names, which have no mean.
             region_map = resize_map(region_map, self.size)
@@ -146,8 +146,10 @@ def _with_pixels(crops: torch.Tensor) -> torch.Tensor:
 
 def resize(crops: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """uint8 [N, H, W, 3] -> uint8 [N, *size, 3], bilinear, antialiased when it shrinks."""
-    if tuple(crops.shape[1:3]) == size or len(crops) == 0:
-        return crops if len(crops) else crops.new_zeros((0, *size, 3))
+    if tuple(crops.shape[1:3]) == size:
+        return crops
+    if crops.shape[0] == 0:
+        return crops.new_zeros((0, *size, 3))
     resized = nn.functional.interpolate(
         crops.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", align_corners=False, antialias=True
     )
@@ -156,6 +158,6 @@ def resize(crops: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def resize_map(region_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """uint8 [N, H, W] -> uint8 [N, *size], nearest."""
-    if len(region_map) == 0:
+    if region_map.shape[0] == 0:
         return region_map.new_zeros((0, *size))
     return nn.functional.interpolate(region_map[:, None], size=size, mode="nearest-exact")[:, 0]

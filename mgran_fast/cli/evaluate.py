@@ -118,7 +118,7 @@ def evaluate(
 def _engine(model: MGRAN, precision: str, dataset: DataSet, files: Masks | None) -> Engine:
     from mgran_fast.cli import common
     from mgran_fast.data import Sample, collate
-    from mgran_fast.engine.engine import calibrate, optimize
+    from mgran_fast.engine.optimize import calibrate, optimize
     from mgran_fast.metrics.evaluation import crops_for
 
     if precision != "int8":

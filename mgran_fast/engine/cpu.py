@@ -92,10 +92,10 @@ def byte_steps(
 def _weights(step: Convolution, scale: float, mean: Sequence[float], std: Sequence[float]) -> list[torch.Tensor]:
     """Of each source in float64; the first convolution takes the normalisation in."""
     weights = [source.weight.double() for source in step.sources]
-    return [_normalising(weights[0], scale, mean, std)] if step.sources[0].layer == 0 else weights
+    return [normalising(weights[0], scale, mean, std)] if step.sources[0].layer == 0 else weights
 
 
-def _normalising(weight: torch.Tensor, scale: float, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalising(weight: torch.Tensor, scale: float, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """[D, 3, k, k] for normalised pixels -> [D, 4, k, k] for bytes and :data:`INSIDE`: the same sums.
 
     sum of w (scale p - mean) / std over a region is sum of (w scale / std) p - sum of (w mean / std) over it.

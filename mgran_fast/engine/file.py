@@ -11,6 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mgran_fast.engine import cpu
+from mgran_fast.engine.fused import Fused
+from mgran_fast.engine.program import Convolution, MaxPool, Program, Source
+from mgran_fast.engine.windowed import Windowed
 from mgran_fast.errors import CheckpointError
 from mgran_fast.ops.conv import PackedConv, Tap
 from mgran_fast.ops.network import Conv, Pool
@@ -18,12 +22,84 @@ from mgran_fast.ops.network import Conv, Pool
 if TYPE_CHECKING:
     from mgran_fast.engine.engine import Engine
 
-FORMAT = "mgran_fast.Engine/1"
+FORMAT = "mgran_fast.Engine/2"
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.uint8)}
 
 
-def pack(steps: tuple[Conv | Pool, ...]) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """Steps as plain values and named tensors."""
+def pack(executor: Windowed | Fused) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """An executor as plain values and named tensors."""
+    if isinstance(executor, Windowed):
+        steps, tensors = _pack_windowed(executor.steps)
+        return {"kind": "windowed", "steps": steps, "windows": executor.windows}, tensors
+    steps, tensors = _pack_program(executor.program, executor.dtype)
+    scale, mean, std = executor.normalisation
+    return {"kind": "fused", "steps": steps, "normalisation": [scale, list(mean), list(std)]}, tensors
+
+
+def unpack(
+    plain: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype, device: torch.device | str | None
+) -> tuple[Windowed | Fused, torch.device]:
+    """What :func:`pack` took apart, and where it runs.
+
+    Raises KeyError, ValueError or TypeError where something is missing or wrong.
+    """
+    place = None if device is None else torch.device(device)
+    if plain["kind"] == "windowed":
+        if place is not None and place.type != "cpu":
+            raise ValueError(f"the engine is one of the CPU; optimize the model for {place.type}")
+        return Windowed(_unpack_windowed(plain["steps"], tensors), windows=plain["windows"]), torch.device("cpu")
+    if plain["kind"] != "fused":
+        raise ValueError(f"there is no executor {plain['kind']!r}")
+    place = torch.device("cuda") if place is None else place
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("the engine is one of a GPU, and there is none here")
+    if place.type == "cpu" and dtype == torch.float16:
+        raise ValueError("float16 is for GPUs: no CPU multiplies it; use bfloat16")
+    scale, mean, std = plain["normalisation"]
+    steps = _unpack_program(plain["steps"], tensors)
+    if place.type == "cpu":
+        return Windowed(cpu.float_steps(steps, dtype, scale=scale, mean=mean, std=std)), place
+    return Fused(steps, dtype, place, scale=scale, mean=mean, std=std), place
+
+
+def _pack_program(program: Program, dtype: torch.dtype) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    plain: list[dict[str, Any]] = []
+    tensors = {}
+    for i, step in enumerate(program.steps):
+        if isinstance(step, MaxPool):
+            plain.append({"pool": [step.layer, *_plain(step.tap)]})
+            continue
+        plain.append(
+            {
+                "taps": [_plain(source.tap) for source in step.sources],
+                "layers": [source.layer for source in step.sources],
+                "residual": step.residual,
+            }
+        )
+        for j, source in enumerate(step.sources):
+            # The first weights stay float32: a normalisation goes into them.
+            tensors[f"steps.{i}.weight.{j}"] = source.weight.to(torch.float32 if i == 0 else dtype).contiguous()
+        tensors[f"steps.{i}.bias"] = step.bias.clone()
+    return plain, tensors
+
+
+def _unpack_program(plain: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> Program:
+    steps: list[Convolution | MaxPool] = []
+    for i, step in enumerate(plain):
+        if "pool" in step:
+            layer, *tap = step["pool"]
+            steps.append(MaxPool(_layer(layer, i), Tap(*tap)))
+            continue
+        sources = tuple(
+            Source(_layer(layer, i), Tap(*tap), tensors[f"steps.{i}.weight.{j}"].float())
+            for j, (layer, tap) in enumerate(zip(step["layers"], step["taps"], strict=True))
+        )
+        residual = None if step["residual"] is None else _layer(step["residual"], i)
+        steps.append(Convolution(sources, tensors[f"steps.{i}.bias"].float(), residual))
+    return Program(tuple(steps))
+
+
+def _pack_windowed(steps: tuple[Conv | Pool, ...]) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     plain: list[dict[str, Any]] = []
     tensors = {}
     for i, step in enumerate(steps):
@@ -51,8 +127,8 @@ def pack(steps: tuple[Conv | Pool, ...]) -> tuple[list[dict[str, Any]], dict[str
     return plain, tensors
 
 
-def unpack(plain: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> tuple[Conv | Pool, ...]:
-    """What :func:`pack` took apart. Raises KeyError, ValueError or TypeError where something is missing or wrong."""
+def _unpack_windowed(plain: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> tuple[Conv | Pool, ...]:
+
     steps: list[Conv | Pool] = []
     for i, step in enumerate(plain):
         if "pool" in step:
@@ -73,7 +149,7 @@ def unpack(plain: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> tup
 
 
 def save(engine: Engine, path: str | os.PathLike[str]) -> None:
-    """Write an engine of the CPU; a reader never sees a half-written file."""
+    """Write an engine; a reader never sees a half-written file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = engine.state()

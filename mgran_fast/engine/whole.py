@@ -1,4 +1,4 @@
-"""An executor of whole images in plain torch: for GPUs, and to compare the CPU's kernels with."""
+"""An executor of whole images with a library's convolutions: what the engine's own kernels are compared with."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from mgran_fast.ops.network import Work
 class Whole:
     """Runs a program with the library's convolutions (oneDNN or cuDNN), channels_last, all cells of all images.
 
-    A convolution takes bias, residual and ReLU in on the CPU (:class:`mgran_fast.mra.convolution.Convolution`). On a
-    GPU they are operations of their own: not yet run on one.
+    A convolution takes bias, residual and ReLU in (:class:`mgran_fast.mra.convolution.Convolution`).
 
     Args:
         dtype: float32, bfloat16, or float16 on a GPU.
@@ -62,20 +61,27 @@ class Whole:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """images [B, 3, H, W], normalised, in ``dtype`` -> features [B, D, h, w]."""
-        layers: dict[int, torch.Tensor] = {0: images}
-        for i, step in enumerate(self.program.steps):
-            if isinstance(step, MaxPool):
-                y = F.max_pool2d(layers[step.layer], step.tap.kernel, step.tap.stride, step.tap.padding)
-            else:
-                residual = None if step.residual is None else layers[step.residual]
-                *before, last = self._layers[i]
-                for shortcut, source in zip(before, step.sources[1:], strict=True):
-                    residual = shortcut(layers[source.layer])
-                y = last(layers[step.sources[0].layer], residual)
-            layers[i + 1] = y
+        return self._run({0: images}, 0)
+
+    def _run(self, layers: dict[int, torch.Tensor], first: int) -> torch.Tensor:
+        """The features, from the layers that the steps ``first`` and later read."""
+        for i in range(first, len(self.program.steps)):
+            layers[i + 1] = self._step(i, layers)
             for layer in [layer for layer in layers if self._last.get(layer) == i]:
                 del layers[layer]
         return layers[len(self.program.steps)]
+
+    def _step(self, i: int, layers: dict[int, torch.Tensor]) -> torch.Tensor:
+        """Layer i + 1."""
+        step = self.program.steps[i]
+        if isinstance(step, MaxPool):
+            return F.max_pool2d(layers[step.layer], step.tap.kernel, step.tap.stride, step.tap.padding)
+        residual = None if step.residual is None else layers[step.residual]
+        *before, last = self._layers[i]
+        for shortcut, source in zip(before, step.sources[1:], strict=True):
+            residual = shortcut(layers[source.layer])
+        y: torch.Tensor = last(layers[step.sources[0].layer], residual)
+        return y
 
     @contextmanager
     def features(

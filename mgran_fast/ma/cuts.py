@@ -58,7 +58,7 @@ def cut(
 def _ends(line: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """bool [N, L] -> the first true place and one after the last, float32 [N]; 0 and 0 without one."""
     places = torch.arange(1, line.shape[1] + 1, device=line.device)
-    end = (line * places).amax(1) if line.shape[1] else line.new_zeros(len(line), dtype=torch.int64)
+    end = (line * places).amax(1) if line.shape[1] else line.new_zeros(line.shape[0], dtype=torch.int64)
     first = torch.where(end > 0, line.to(torch.uint8).argmax(1), 0) if line.shape[1] else end
     return first.float(), end.float()
 

@@ -88,7 +88,8 @@ class MA(nn.Module):
             # A region of a few pixels may vanish where it is cut out and made smaller.
             left = torch.stack([(part.region_map > 0).flatten(1).any(1) for part in cuts], 1)
             visible = torch.cat((visible[:, :1], visible[:, 1:] & left), 1)
-        if len(inputs) == 0:
+        # Sizes, not len(): torch.export leaves the number of people open.
+        if inputs.shape[0] == 0:
             # No convolution takes an empty batch on every backend.
             features = inputs.new_zeros((0, len(self.region), self.trunk.dim))
         elif self.shape == "full":
@@ -96,7 +97,7 @@ class MA(nn.Module):
         elif self.shape == "single":
             maps = self.trunk(inputs.flatten(0, 1))
             features = torch.stack(
-                [ops.pooling(maps, region_map, region.repeat(len(maps)), self.pooling) for region in self.region], 1
+                [ops.pooling(maps, region_map, region.repeat(maps.shape[0]), self.pooling) for region in self.region], 1
             )
         else:
             whole = self._pooled(inputs.flatten(0, 1), region_map, self.region[:1])
@@ -110,6 +111,6 @@ class MA(nn.Module):
 
     def _pooled(self, images: torch.Tensor, region_map: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
         """images [N * r, 3, h, w], each pooled under its own of r regions -> [N, r, D]."""
-        people = len(region_map)
+        people = region_map.shape[0]
         pooled = ops.pooling(self.trunk(images), region_map, regions.repeat(people), self.pooling)
         return pooled.view(people, len(regions), -1)

@@ -1,7 +1,8 @@
 """One convolution of inference: bias, residual sum and activation done in the same pass over memory.
 
-On a CPU the call goes to oneDNN with the rest as its post-operations, through two private functions of torch's; where
-a build of torch has no such functions, and on other devices, torch's public ones answer the same.
+On a CPU the call goes to oneDNN with the rest as its post-operations, through two private functions of torch's; on a
+GPU to cuDNN's fused convolutions, where ReLU follows, through two more; where a build of torch has no such functions,
+and on other devices, torch's public ones answer the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ _ACTIVATIONS: dict[str, tuple[str, list[float]]] = {
     "relu": ("relu", []),
     "relu6": ("hardtanh", [0.0, 6.0]),
 }
+#: cuDNN's fused convolutions want channels in multiples of this; with fewer, as in a first convolution, they were no
+#: faster than convolution, bias and ReLU apart (measured on an H200, docs/results.md).
+_CUDNN_CHANNELS = 8
 
 
 class Convolution(nn.Module):
@@ -69,6 +73,15 @@ class Convolution(nn.Module):
             unary = "relu" if name == "relu" else None
             y = fused.binary(x, residual, self.weight, self.bias, *geometry, "add", 1.0, unary, [], "")
             return functional.relu6(y, inplace=True) if self.activation == "relu6" else y
+        if len(x) and self.activation == "relu" and self.groups == 1 and cudnn_fuses(x.device, self.weight):
+            x = x.contiguous(memory_format=torch.channels_last)
+            places = (self.stride, self.padding, self.dilation, self.groups)
+            if residual is None:
+                y = torch.cudnn_convolution_relu(x, self.weight, self.bias, *places)
+            else:
+                residual = residual.contiguous(memory_format=torch.channels_last)
+                y = torch.cudnn_convolution_add_relu(x, self.weight, residual, 1.0, self.bias, *places)
+            return y
         y = functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if residual is not None:
             y += residual
@@ -84,4 +97,18 @@ def fusible(device: torch.device, dtype: torch.dtype) -> bool:
         and dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    )
+
+
+def cudnn_fuses(device: torch.device, weight: torch.Tensor) -> bool:
+    """Whether cuDNN's convolutions with bias, residual and ReLU are there for this device and weight [D, C, k, k]."""
+    return (
+        device.type == "cuda"
+        and torch.version.cuda is not None
+        and torch.backends.cudnn.enabled
+        and torch.backends.cudnn.is_available()
+        and hasattr(torch, "cudnn_convolution_relu")
+        and hasattr(torch, "cudnn_convolution_add_relu")
+        and weight.shape[0] % _CUDNN_CHANNELS == 0
+        and weight.shape[1] % _CUDNN_CHANNELS == 0
     )

@@ -91,9 +91,13 @@ def visibility(region_map: torch.Tensor, layout: str | Layout = "region") -> tor
     """
     checks.tensor("region_map", region_map, (None, None, None), (torch.uint8,))
     flat = region_map.flatten(1)
-    everyone = torch.ones(flat.shape[0], dtype=torch.bool, device=flat.device)
-    seen = [(flat == region).any(1) for region in range(1, layouts.get(layout).regions + 1)]
-    return torch.stack([everyone, *seen], 1)
+    numbers = range(1, layouts.get(layout).regions + 1)
+    everyone = torch.ones((flat.shape[0], 1), dtype=torch.bool, device=flat.device)
+    if flat.device.type == "cuda" and numbers:
+        # One look at all pixels for all regions, where launches cost more than bytes.
+        regions = torch.arange(1, len(numbers) + 1, dtype=torch.uint8, device=flat.device)
+        return torch.cat([everyone, (flat[:, None] == regions[:, None]).any(2)], 1)
+    return torch.cat([everyone, *((flat == region).any(1, keepdim=True) for region in numbers)], 1)
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from mgran_fast.mra import Estimate
 from mgran_fast.train.config import TrainConfig
 
 Cli = Callable[..., Any]
-COMMANDS = ("train", "train-mra", "evaluate", "masks", "demo", "doctor")
+COMMANDS = ("train", "train-mra", "evaluate", "export", "masks", "demo", "doctor")
 
 
 def plain(text: str) -> str:
@@ -213,6 +213,21 @@ def test_evaluating_gives_what_training_said(trained: Any, tiny: DataSet, tmp_pa
     page = (tmp_path / "deep" / "page.html").read_text(encoding="utf-8")
     for name in ("queries", "gallery", "empty masks", "no keypoints", "unreadable pictures"):
         assert name in page
+
+
+def test_exporting(trained: Any, tmp_path: Path, cli: Cli) -> None:
+    checkpoint = tmp_path / "model.safetensors"
+    shutil.copy(trained.folder / "model.safetensors", checkpoint)
+    outcome = cli("export", checkpoint, "--format", "torch", "--kernels", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["path"] == str(tmp_path / "model.pt2")
+    assert outcome.json["error"] < 1e-5
+    assert (tmp_path / "model.pt2").is_file()
+    assert "embeddings float32 [N, 2048]" in outcome.err.replace("\n", " ")
+    for words in (("--format", "tflite"), ("--kernels",)):
+        outcome = cli("export", checkpoint, *words)
+        assert outcome.code == 1
+        assert words[0] in outcome.err
 
 
 def test_evaluating_without_training_pictures_and_report(trained: Any, copied: Path, cli: Cli) -> None:

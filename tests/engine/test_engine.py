@@ -11,7 +11,7 @@ import torch
 
 import mgran_fast
 from mgran_fast import MGRAN, Calibration, CheckpointError, Engine, calibrate, optimize
-from mgran_fast.engine.engine import CHUNK
+from mgran_fast.engine.engine import CHUNKS
 from mgran_fast.engine.program import program
 from mgran_fast.engine.whole import Whole
 from mgran_fast.engine.windowed import Windowed
@@ -93,7 +93,7 @@ def test_other_layouts_and_poolings(pooling: str, layout: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("count", [0, 1, CHUNK, 2 * CHUNK + 1])
+@pytest.mark.parametrize("count", [0, 1, CHUNKS["cpu"], 2 * CHUNKS["cpu"] + 1])
 def test_any_batch(model: MGRAN, count: int) -> None:
     crops, region_map = people(count)
     engine = optimize(model, torch.float32)
@@ -255,8 +255,9 @@ def test_damaged_files(model: MGRAN, tmp_path: Path) -> None:
     broken = {**state, "tensors": {k: v for k, v in state["tensors"].items() if k != "steps.3.bias"}}
     with pytest.raises(KeyError):
         Engine.from_state(broken)
-    step = next(i for i, s in enumerate(state["plain"]["steps"]) if s.get("layers") == [2])
-    state["plain"]["steps"][step]["layers"] = [40]
+    steps = state["plain"]["executor"]["steps"]
+    step = next(i for i, s in enumerate(steps) if s.get("layers") == [2])
+    steps[step]["layers"] = [40]
     with pytest.raises(ValueError, match="reads layer 40"):
         Engine.from_state(state)
 

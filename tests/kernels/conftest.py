@@ -18,22 +18,38 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="session")
-def pooling() -> ModuleType:
-    """The module of kernels/pooling.py."""
+def _kernels(name: str) -> ModuleType:
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs TRITON_INTERPRET=1 in a process of its own: python tests/ladder/interpret.py")
     pytest.importorskip("triton")
     folder = os.environ.get("MGRAN_KERNELS")
     if not folder:
-        return importlib.import_module("mgran_fast.kernels.pooling")
-    spec = importlib.util.spec_from_file_location("other_pooling", Path(folder) / "pooling.py")
+        return importlib.import_module(f"mgran_fast.kernels.{name}")
+    spec = importlib.util.spec_from_file_location(f"other_{name}", Path(folder) / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def pooling() -> ModuleType:
+    """The module of kernels/pooling.py."""
+    return _kernels("pooling")
+
+
+@pytest.fixture(scope="session")
+def pointwise() -> ModuleType:
+    """The module of kernels/pointwise.py."""
+    return _kernels("pointwise")
+
+
+@pytest.fixture(scope="session")
+def stem() -> ModuleType:
+    """The module of kernels/stem.py."""
+    return _kernels("stem")
 
 
 @pytest.fixture(autouse=True)

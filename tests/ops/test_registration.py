@@ -56,6 +56,12 @@ CHECKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
         )
         for wanted in (True, False)
     },
+    "pointwise": (OPS.pointwise, (FEATURES, rand(6, 5), rand(6), None, None, None, 1, True)),
+    "pointwise-residual": (OPS.pointwise, (FEATURES, rand(6, 5), rand(6), rand(8, 6, 4, 3), None, None, 1, False)),
+    "pointwise-shortcut": (
+        OPS.pointwise, (FEATURES, rand(6, 5), rand(6), None, rand(8, 2, 8, 5), rand(6, 2), 2, True)
+    ),
+    **{f"stem-{inputs}": (OPS.stem, (CROPS, MAP, rand(8, 224), rand(8), 4 - inputs, inputs)) for inputs in (1, 4)},
     **{f"pooling-{mode}": (OPS.pooling, (FEATURES, MAP, REGION, mode, 3.0)) for mode in ops.POOLING_MODES},
     "pooling-planes": (OPS.pooling, (FEATURES.contiguous(), MAP, REGION, "mean", 3.0)),
     **{
@@ -190,7 +196,7 @@ def test_an_older_instruction_set_can_be_asked_for(name: str, extension: Any) ->
         assert done.stdout.strip() == extension.isa()
 
 
-def test_triton_runs_pooling_on_the_gpu() -> None:
-    assert backend.TRITON == {"pooling": "pooling"}
+def test_triton_runs_what_has_gradients_or_products() -> None:
+    assert {name: name for name in ("pooling", "pointwise", "stem")} == backend.TRITON
     reason = backend.why_not_native("pooling", "cuda")
     assert reason == "" or "Triton kernels" in reason
