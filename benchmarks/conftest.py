@@ -45,7 +45,7 @@ BOARD = pytest.StashKey[Board]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", metavar="FILE", help="write the benchmarks' figures to a JSON file")
     parser.addoption("--memory", choices=["new", "kept"], default="new", help="what results are written to")
-    parser.addoption("--compile-mode", default="max-autotune", help="of torch.compile on a GPU (default max-autotune)")
+    parser.addoption("--compile-mode", default="max-autotune", help="of torch.compile on a GPU; none leaves it out")
     parser.addoption("--seconds", type=float, default=4.0, help="how long each race goes on (default 4)")
 
 

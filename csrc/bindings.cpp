@@ -127,30 +127,43 @@ MgranRegions regions_args(Address mask, bool mask_is_float, Size mask_size, Addr
   return args;
 }
 
-// Of a layer: cells, windows, background, (height, width, channels), whether they are spread.
-using Layer = std::tuple<Address, Address, Address, std::array<std::int32_t, 3>, bool>;
+using Size3 = std::array<std::int32_t, 3>;  // height, width, channels
+// Of a layer that is read: cells, index, background, size.
+using Cells = std::tuple<Address, Address, Address, Size3>;
+// Of the one that is made: cells, places, their count, size, whether they are spread.
+using Made = std::tuple<Address, Address, std::int64_t, Size3, bool>;
 
-MgranCells cells_of(const Layer& layer) {
-  const auto& [cells, windows, background, size, spread] = layer;
-  want(size[0] >= 0 && size[1] >= 0 && size[2] >= 0, "sizes must not be negative");
-  MgranCells made{};
-  made.cells = reinterpret_cast<void*>(cells);
-  made.windows = reinterpret_cast<const std::int32_t*>(windows);
-  made.background = reinterpret_cast<const void*>(background);
-  made.height = size[0];
-  made.width = size[1];
-  made.channels = size[2];
-  made.spread = spread;
-  return made;
+void check_size(const Size3& size) { want(size[0] >= 0 && size[1] >= 0 && size[2] >= 0, "sizes must not be negative"); }
+
+MgranCells cells_of(const Cells& layer) {
+  const auto& [cells, index, background, size] = layer;
+  check_size(size);
+  return {reinterpret_cast<const void*>(cells),
+          reinterpret_cast<const std::int32_t*>(index),
+          reinterpret_cast<const void*>(background),
+          size[0],
+          size[1],
+          size[2]};
+}
+
+MgranMade made_of(const Made& layer) {
+  const auto& [cells, places, count, size, spread] = layer;
+  check_size(size);
+  want(count >= 0, "sizes must not be negative");
+  return {reinterpret_cast<void*>(cells),
+          reinterpret_cast<const std::int32_t*>(places),
+          count,
+          size[0],
+          size[1],
+          size[2],
+          spread};
 }
 
 // Each source is a layer and its (kernel, stride, padding).
-MgranConv conv_args(const std::vector<std::pair<Layer, std::array<std::int32_t, 3>>>& sources, const Layer& out,
-                    const std::vector<Layer>& residual, Address weights, Address scale, Address bias,
-                    Address residual_scale, std::int64_t images, std::int32_t dtype, std::int32_t out_dtype,
-                    bool relu) {
+MgranConv conv_args(const std::vector<std::pair<Cells, std::array<std::int32_t, 3>>>& sources, const Made& out,
+                    const std::vector<Cells>& residual, Address weights, Address scale, Address bias,
+                    Address residual_scale, std::int32_t dtype, std::int32_t out_dtype, bool relu) {
   want(sources.size() == 1 || sources.size() == 2, "a convolution has one or two sources");
-  want(images >= 0, "sizes must not be negative");
   want(dtype == MGRAN_FLOAT32 || dtype == MGRAN_BFLOAT16 || dtype == MGRAN_UINT8, "unknown dtype");
   want(out_dtype == dtype || out_dtype == MGRAN_FLOAT32, "the result has the dtype of the sources, or float32");
   const std::int32_t group = dtype == MGRAN_FLOAT32 ? 1 : dtype == MGRAN_BFLOAT16 ? 2 : 4;
@@ -167,7 +180,7 @@ MgranConv conv_args(const std::vector<std::pair<Layer, std::array<std::int32_t, 
              (source.x.width + 2 * source.padding - source.kernel) / source.stride + 1 == std::get<3>(out)[1],
          "the grid of the result does not fit that of a source");
   }
-  args.out = cells_of(out);
+  args.out = made_of(out);
   want(residual.size() <= 1, "a convolution has one residual or none");
   if (!residual.empty()) {
     args.residuals = 1;
@@ -178,7 +191,6 @@ MgranConv conv_args(const std::vector<std::pair<Layer, std::array<std::int32_t, 
   args.scale = reinterpret_cast<const float*>(scale);
   args.bias = reinterpret_cast<const float*>(bias);
   args.residual_scale = reinterpret_cast<const float*>(residual_scale);
-  args.images = images;
   args.dtype = dtype;
   args.out_dtype = out_dtype;
   args.relu = relu;
@@ -289,7 +301,7 @@ constexpr const char* kCrops[] = {"frame", "frame_size", "row_stride", "boxes", 
 constexpr const char* kRegions[] = {"mask",   "mask_is_float", "mask_size", "keypoints",          "map",   "workspace",
                                     "people", "size",          "limit",     "keypoint_threshold", "layout"};
 constexpr const char* kConv[] = {"sources",        "out",    "residual", "weights",   "scale", "bias",
-                                 "residual_scale", "images", "dtype",    "out_dtype", "relu"};
+                                 "residual_scale", "dtype",    "out_dtype", "relu"};
 constexpr const char* kInputs[] = {"crops",   "map",   "out",   "workspace", "people", "pixels",
                                    "regions", "dtype", "scale", "mean",      "std"};
 constexpr const char* kAlign[] = {

@@ -6,6 +6,8 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <tuple>
@@ -122,12 +124,12 @@ class Network {
   std::vector<MgranStep> steps_;
 };
 
-// The windows of one batch.
+// The cells of one batch that are computed.
 class Plan {
  public:
   Plan(const Network& network, Address map, std::int64_t people, Size size, std::int32_t first, std::int32_t inputs,
-       bool whole, bool keep)
-      : layers_(network.size() + 1) {
+       bool whole, bool keep, int threads)
+      : layers_(network.size() + 1), counts_(layers_), offsets_(layers_) {
     want(people >= 0 && size[0] >= 1 && size[1] >= 1, "the map must have pixels");
     want(first >= 0 && inputs >= 1 && first + inputs <= 256, "a region map has at most 255 regions");
     const MgranNetwork tables = network.tables();
@@ -138,11 +140,26 @@ class Plan {
     people_.width = size[1];
     people_.first = first;
     people_.inputs = inputs;
-    windows_.resize(layers_ * static_cast<std::size_t>(people * inputs) * 4);
-    offsets_.resize(layers_);
-    plan_.windows = windows_.data();
+    const std::int64_t images = people * inputs;
+    std::int64_t cells = 0;
+    for (std::size_t i = 0; i < layers_; ++i) {
+      const std::int64_t one = static_cast<std::int64_t>(tables.layers[i].height) * tables.layers[i].width;
+      want(one * images <= std::numeric_limits<std::int32_t>::max(), "too many people at once");
+      cells += one * images;
+    }
+    // Not cleared: what is read has been written.
+    index_.reset(new std::int32_t[static_cast<std::size_t>(cells)]);
+    places_.reset(new std::int32_t[static_cast<std::size_t>(cells)]);
+    plan_.index = index_.get();
+    plan_.places = places_.get();
+    plan_.counts = counts_.data();
     plan_.offsets = offsets_.data();
-    raise_on(mgran_network_plan_cpu(&tables, &people_, whole, keep, &plan_));
+    int status;
+    {
+      const py::gil_scoped_release unlocked;
+      status = mgran_network_plan_cpu(&tables, &people_, whole, keep, &plan_, threads);
+    }
+    raise_on(status);
   }
 
   void run(const Network& network, Address crops, Address map, Address workspace, std::int64_t bytes, Address out,
@@ -165,16 +182,7 @@ class Plan {
   std::int64_t bytes() const { return plan_.bytes; }
   std::int64_t multiply_adds() const { return plan_.multiply_adds; }
   const std::vector<std::int64_t>& offsets() const { return offsets_; }
-  std::vector<std::array<std::int32_t, 4>> windows(std::size_t layer) const {
-    want(layer < layers_, "there is no such layer");
-    std::vector<std::array<std::int32_t, 4>> found;
-    const std::size_t images = windows_.size() / 4 / layers_;
-    for (std::size_t i = 0; i < images; ++i) {
-      const std::int32_t* const w = windows_.data() + (layer * images + i) * 4;
-      found.push_back({w[0], w[1], w[2], w[3]});
-    }
-    return found;
-  }
+  const std::vector<std::int64_t>& counts() const { return counts_; }
 
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
@@ -183,8 +191,8 @@ class Plan {
   std::size_t layers_;
   MgranPeople people_{};
   MgranPlan plan_{};
-  std::vector<std::int32_t> windows_;
-  std::vector<std::int64_t> offsets_;
+  std::vector<std::int64_t> counts_, offsets_;
+  std::unique_ptr<std::int32_t[]> index_, places_;
 };
 
 }  // namespace
@@ -196,13 +204,13 @@ void bind_network(py::module_& m) {
       .def("convolution", &Network::convolution, py::arg("layer"), py::arg("given"))
       .def("background", &Network::background, py::arg("layer"), py::arg("address"));
   py::class_<Plan>(m, "Plan")
-      .def(py::init<const Network&, Address, std::int64_t, Size, std::int32_t, std::int32_t, bool, bool>(),
+      .def(py::init<const Network&, Address, std::int64_t, Size, std::int32_t, std::int32_t, bool, bool, int>(),
            py::arg("network"), py::kw_only(), py::arg("map"), py::arg("people"), py::arg("size"), py::arg("first"),
-           py::arg("inputs"), py::arg("whole"), py::arg("keep"))
+           py::arg("inputs"), py::arg("whole"), py::arg("keep"), py::arg("threads"))
       .def("run", &Plan::run, py::arg("network"), py::kw_only(), py::arg("crops"), py::arg("map"), py::arg("workspace"),
            py::arg("bytes"), py::arg("out"), py::arg("threads"))
-      .def("windows", &Plan::windows, py::arg("layer"))
       .def_property_readonly("bytes", &Plan::bytes)
+      .def_property_readonly("counts", &Plan::counts)
       .def_property_readonly("multiply_adds", &Plan::multiply_adds)
       .def_property_readonly("offsets", &Plan::offsets);
   m.attr("network_cpu") = true;

@@ -1,6 +1,7 @@
-// Launch ABI of `conv`: a convolution of windows. Definition: mgran_fast/reference/conv.py.
+// Launch ABI of `conv`: a convolution of chosen cells. Definition: mgran_fast/reference/conv.py.
 //
-// Of every image only a window of cells is kept; elsewhere the image equals a background that all images share.
+// Of a layer only some cells are kept, each once; a table says for every cell of every image which of them it is.
+// Where it is none, the image equals a background that all images share.
 #pragma once
 #include "abi.h"
 
@@ -10,11 +11,19 @@ enum { MGRAN_UINT8 = 3 };
 
 // The cells of one layer for `images` images on a grid of height x width.
 struct MgranCells {
-  void* cells;  // packed: [sum of the windows' areas, channels]; spread: [images, height, width, channels]
-  const std::int32_t* windows;  // [images, 4] top, left, height, width, inside of the grid
-  const void* background;       // [height, width, channels], or null for zeros
+  const void* cells;          // [kept, channels]
+  const std::int32_t* index;  // [images, height, width]: which of them, or -1: that of the background
+  const void* background;     // [height, width, channels], or null for zeros
   std::int32_t height, width, channels;
-  std::int32_t spread;  // whether the cells lie where the whole grid has them; packed otherwise
+};
+
+// The cells that are made.
+struct MgranMade {
+  void* cells;                 // [count, channels]; spread: [images, height, width, channels]
+  const std::int32_t* places;  // [count] (image * height + row) * width + column
+  std::int64_t count;
+  std::int32_t height, width, channels;
+  std::int32_t spread;  // whether the cells lie at their places; one after another otherwise
 };
 
 struct MgranConvSource {
@@ -23,18 +32,17 @@ struct MgranConvSource {
 };
 
 struct MgranConv {
-  MgranConvSource sources[2];   // summed: a block's last convolution and that of its shortcut are one
-  std::int32_t count;           // of the sources: 1 or 2
-  MgranCells out;               // its windows are written, nothing else
+  MgranConvSource sources[2];  // summed: a block's last convolution and that of its shortcut are one
+  std::int32_t count;          // of the sources: 1 or 2
+  MgranMade out;
   std::int32_t residuals;       // 0 or 1
   MgranCells residual;          // on the grid of `out`, with its channels; of `dtype`
   const void* weights;          // [panels, groups, 32, per group], see conv_tile.h; 4 bytes a group and output channel
   const float* scale;           // uint8: [32 * panels], what an integer sum is multiplied by; null otherwise
   const float* bias;            // [32 * panels]
   const float* residual_scale;  // [32 * panels], what a residual is multiplied by; null for 1
-  std::int64_t images;
-  std::int32_t dtype;      // of the sources: MGRAN_FLOAT32, MGRAN_BFLOAT16 or MGRAN_UINT8 (weights int8)
-  std::int32_t out_dtype;  // that of the sources, or MGRAN_FLOAT32
+  std::int32_t dtype;           // of the sources: MGRAN_FLOAT32, MGRAN_BFLOAT16 or MGRAN_UINT8 (weights int8)
+  std::int32_t out_dtype;       // that of the sources, or MGRAN_FLOAT32
   std::int32_t relu;
 };
 

@@ -1,9 +1,10 @@
-// Launch ABI of `network`: crops and region map -> the features of a whole trunk, computed in windows.
+// Launch ABI of `network`: crops and region map -> the features of a whole trunk, computed where they are wanted.
 // Definition: mgran_fast/reference/network.py.
 //
 // An aligned input is 0 away from its region, so every layer away from the region is what it is for an empty image: the
-// background, which depends on the weights alone. And only the cells that are pooled are wanted. Of every layer and
-// image one window is computed: what its region can influence and what is wanted of it.
+// background, which depends on the weights alone. Where no other region can be felt, a layer is what it is for the
+// input of the whole person. And only the cells that are pooled are wanted. Of every layer and image just those cells
+// are computed that its region and another one can influence and that what is wanted depends on.
 #pragma once
 #include "conv.h"
 
@@ -45,18 +46,24 @@ struct MgranPeople {
   std::int32_t first, inputs;
 };
 
+// The most regions that a network may have inputs for.
+enum { MGRAN_NETWORK_REGIONS = 15 };
+
+// Tables of layer after layer, of each [people * inputs, height, width]: as many as all grids have cells.
 struct MgranPlan {
-  std::int32_t* windows;  // [count + 1, people * inputs, 4] top, left, height, width
+  std::int32_t* index;    // which of the layer's cells, or -1, as in conv.h; the last layer has none
+  std::int32_t* places;   // [counts] of the cells that are computed, as in conv.h; the rest is not written
+  std::int64_t* counts;   // [count + 1] of each layer
   std::int64_t* offsets;  // [count + 1] of each layer in the workspace; the last layer is not in it
   std::int64_t bytes;     // of the workspace
   std::int64_t multiply_adds;
 };
 
-// Fills the plan. `whole`: windows are whole grids. `keep`: every layer has a place of its own in the workspace.
+// Fills the plan. `whole`: all cells of all images. `keep`: every layer has a place of its own in the workspace.
 int mgran_network_plan_cpu(const MgranNetwork* network, const MgranPeople* people, std::int32_t whole,
-                           std::int32_t keep, MgranPlan* plan);
+                           std::int32_t keep, MgranPlan* plan, int threads);
 
-// Runs it. `out` [people * inputs, height, width, channels] of the last layer is written at its windows.
+// Runs it. `out` [people * inputs, height, width, channels] of the last layer is written at its places.
 int mgran_network_cpu(const MgranNetwork* network, const MgranPeople* people, const MgranPlan* plan, void* workspace,
                       void* out, int threads);
 }

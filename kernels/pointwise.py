@@ -28,16 +28,19 @@ def runs_on(device: torch.device) -> bool:
         return tables.capability(device) >= LEAST_CAPABILITY
 
 
-def faster(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None) -> bool:
-    """Whether the kernel was faster than cuDNN's fused convolution in the nearest case that was measured.
+def faster(x: torch.Tensor, outs: int, residual: bool, shortcut: int) -> bool:
+    """Whether the kernel was faster than cuDNN in the nearest case that was measured.
 
     True where nothing near was measured on a GPU of this kind.
+
+    Args:
+        x: [B, C, h, w]. outs: D. residual: whether there is one. shortcut: its channels, 0 without one.
     """
     images, channels, height, width = x.shape
     with _on(x.device):
         capability = tables.capability(x.device)
-    entry = tables.product(images * height * width, channels, weight.shape[0], residual is not None, False, capability)
-    return entry.get("microseconds", 0.0) <= entry.get("library", 0.0)
+    entry = tables.product(images * height * width, channels + shortcut, outs, residual, shortcut > 0, capability)
+    return bool(entry.get("microseconds", 0.0) <= entry.get("library", 0.0))
 
 
 def forward(

@@ -65,6 +65,7 @@ using mgran::ConvTile;
 using mgran::Finder;
 using mgran::kConvPanel;
 using mgran::kConvRows;
+using mgran::Made;
 using mgran::size_of;
 
 // Weights that stay in the second-level cache while tiles go by.
@@ -135,23 +136,17 @@ struct Pointers {
 struct Layers {
   std::vector<Finder> sources;
   std::vector<Finder> residual;  // none or one
-  Finder out;
+  Made out;
 };
 
-// Where the tile of `rows` output cells from `place` on finds everything; returns how many cells there are.
-int find(const MgranConv& args, const Layers& layers, std::int64_t place, int rows, Pointers& pointers) {
-  const int valid = static_cast<int>(std::min<std::int64_t>(rows, layers.out.count() - place));
-  std::int64_t image = layers.out.image_of(place);
+// Where the tile of `rows` output cells from `first` on finds everything; returns how many cells there are.
+int find(const MgranConv& args, const Layers& layers, std::int64_t first, int rows, Pointers& pointers) {
+  const int valid = static_cast<int>(std::min<std::int64_t>(rows, layers.out.count() - first));
   for (int i = 0; i < rows; ++i) {
     // What is too much repeats the last cell, and is not written.
-    if (i < valid) {
-      while (place + i >= layers.out.first(image + 1)) ++image;
-    }
-    const std::int64_t inside = place + std::min(i, valid - 1) - layers.out.first(image);
-    const std::int32_t* const w = layers.out.window(image);
-    const std::int32_t row = w[0] + static_cast<std::int32_t>(inside / w[3]);
-    const std::int32_t column = w[1] + static_cast<std::int32_t>(inside % w[3]);
-    pointers.out[i] = layers.out.own(image, row, column);
+    const std::int64_t cell = first + std::min(i, valid - 1);
+    const auto [image, row, column] = layers.out.place(cell);
+    pointers.out[i] = layers.out.cell(cell);
     if (args.residuals) pointers.residual[i] = layers.residual[0].at(image, row, column);
     for (int s = 0; s < args.count; ++s) {
       const MgranConvSource& source = args.sources[s];
@@ -175,14 +170,14 @@ int run(const MgranConv& args, int threads) {
   widest = std::max(widest, static_cast<std::size_t>(args.out.channels) * std::max(element, out_element));
   const std::vector<std::uint8_t> zeros(widest, 0);
 
-  Layers layers{{}, {}, Finder(args.out, args.images, out_element, zeros.data())};
+  Layers layers{{}, {}, Made(args.out, out_element)};
   std::int64_t steps = 0;  // of the inner loop, for one panel
   for (int s = 0; s < args.count; ++s) {
     const MgranConvSource& source = args.sources[s];
-    layers.sources.emplace_back(source.x, args.images, element, zeros.data());
+    layers.sources.emplace_back(source.x, element, zeros.data());
     steps += static_cast<std::int64_t>(source.kernel) * source.kernel * source.x.channels * element / 4;
   }
-  if (args.residuals) layers.residual.emplace_back(args.residual, args.images, element, zeros.data());
+  if (args.residuals) layers.residual.emplace_back(args.residual, element, zeros.data());
 
   const std::int64_t tiles = (layers.out.count() + kernel.rows - 1) / kernel.rows;
   const std::int64_t panels = (args.out.channels + kConvPanel - 1) / kConvPanel;

@@ -37,7 +37,7 @@ class Fused(Whole):
     * Aligned inputs, first convolution and max pooling are ``ops.stem``: four launches, no library's convolution of
       three channels, and no normalised input in memory.
     * 1x1 convolutions are ``ops.pointwise`` where the table of tiles says that it was faster than cuDNN; a block's
-      shortcut always comes with its last convolution, as a second product.
+      shortcut then comes with its last convolution, as a second product.
     * All others are cuDNN's convolutions with bias and ReLU.
 
     In float32, and where Triton or a GPU of compute capability 8.0 is missing, it is a :class:`Whole`.
@@ -81,9 +81,10 @@ class Fused(Whole):
         x = layers[main.layer]
         residual = None if step.residual is None else layers[step.residual]
         assert self._faster is not None
-        if not rest and not self._faster(x, product.weight, residual):
-            return super()._step(i, layers)
         shortcut = layers[rest[0].layer] if rest else None
+        second = 0 if shortcut is None else shortcut.shape[1]
+        if not self._faster(x, len(product.weight), residual is not None, second):
+            return super()._step(i, layers)
         return ops.pointwise(
             x, product.weight, product.bias, residual, shortcut, product.shortcut_weight, stride=product.stride
         )
@@ -107,14 +108,14 @@ def _is_product(step: Convolution) -> bool:
     return pointed and wide and main.tap.stride == 1 and (not rest or step.residual is None)
 
 
-Judge = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], bool]
+Judge = Callable[[torch.Tensor, int, bool, int], bool]
 
 
 def _judge(device: torch.device) -> Judge | None:
-    """What tells of (x, weight, residual) whether our product is faster than cuDNN's; None where it cannot run."""
+    """What tells of (x, outs, residual, shortcut) whether our product is faster than cuDNN's; None: it never runs."""
     if device.type != "cuda":
         # The reference, for tests: it answers for every product.
-        return lambda x, weight, residual: True
+        return lambda x, outs, residual, shortcut: True
     module = None if backend.requested() == "reference" else backend.native("pointwise", device.type)
     if module is None or backend.native("stem", device.type) is None or not module.runs_on(device):
         return None

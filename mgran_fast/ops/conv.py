@@ -1,4 +1,4 @@
-"""``conv``: a convolution that computes windows of images and takes the rest from a background."""
+"""``conv``: a convolution that computes chosen cells of images, and reads cells that images share."""
 
 from __future__ import annotations
 
@@ -109,57 +109,57 @@ def _packed(weight: torch.Tensor, padded: int, group: int) -> torch.Tensor:
 def conv(
     packed: PackedConv,
     sources: Sequence[Cells],
-    windows: torch.Tensor,
+    places: torch.Tensor,
     *,
     residual: Cells | None = None,
     residual_scale: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
     out: torch.Tensor | None = None,
-) -> Cells:
-    """The cells of ``windows`` of relu(convolution(sources) * scale + bias + residual * residual_scale).
-
-    The background of the result is not computed: the caller knows it, or asks for it with windows of the whole grid.
+) -> torch.Tensor:
+    """The cells at ``places`` of relu(convolution(sources) * scale + bias + residual * residual_scale).
 
     Args:
         sources: as many as ``packed`` has, of its dtype, of the same B images; contiguous, on the CPU.
-        windows: int32 [B, 4]: top, left, height, width inside of the result's grid.
+        places: int32 [S]: (image * h + row) * w + column of each wanted cell on the result's grid.
         residual: of the result's grid and channels, and the sources' dtype.
         residual_scale: float32 [D], what it is multiplied by; None for 1.
         dtype: of the result: the sources' (default) or float32.
-        out: [B, h, w, D], to be written at the windows; by default the result is packed.
+        out: [B, h, w, D], to be written at the places; by default the result is [S, D].
+
+    Returns:
+        The cells [S, D], or ``out``.
 
     Raises:
-        ValueError: sizes, dtypes or devices do not fit, or a window leaves the grid.
+        ValueError: sizes, dtypes or devices do not fit, or a table or place is none.
     """
     dtype = packed.dtype if dtype is None else dtype
     if dtype not in (packed.dtype, torch.float32):
         raise ValueError(f"the result is {packed.dtype} or float32, not {dtype}")
     if len(sources) != len(packed.taps):
         raise ValueError(f"{len(packed.taps)} sources are wanted, not {len(sources)}")
-    images = len(windows)
+    images = len(sources[0].kept)
+    for source, inside in zip(sources, packed.inside, strict=True):
+        _check("a source", source, images, inside, packed.dtype)
     grids = {tap.grid(source.grid) for tap, source in zip(packed.taps, sources, strict=True)}
     if len(grids) > 1:
         raise ValueError(f"the sources give grids of different sizes: {sorted(grids)}")
     grid = grids.pop()
-    for source, inside in zip(sources, packed.inside, strict=True):
-        _check("a source", source, images, inside, packed.dtype)
     if residual is not None:
         _check("the residual", residual, images, packed.channels, packed.dtype)
         if residual.grid != grid:
             raise ValueError(f"the residual's grid is {residual.grid}, the result's {grid}")
-    total = check_windows(windows, grid)
+    _check_numbers("places", places, 1, 0, images * grid[0] * grid[1])
     if out is None:
-        data = torch.empty((total, packed.channels), dtype=dtype)
+        data = torch.empty((len(places), packed.channels), dtype=dtype)
     else:
         data = out
-        _check("out", Cells(out, windows, grid), images, packed.channels, dtype)
-    result = Cells(data, windows, grid)
+        _check_data("out", out, (images, *grid, packed.channels), dtype)
     module = backend.native("conv", "cpu")
     if module is None:
         taps = zip(sources, packed.weights, packed.taps, strict=True)
         answer = reference.conv(
             [reference.Source(x, weight, tap.stride, tap.padding) for x, weight, tap in taps],
-            windows,
+            places,
             packed.bias[: packed.channels],
             scale=None if packed.scale is None else packed.scale[: packed.channels],
             residual=residual,
@@ -168,13 +168,9 @@ def conv(
             dtype=dtype,
         )
         if out is None:
-            return Cells(answer, windows, grid)
-        first = 0
-        for image, (top, left, height, width) in enumerate(windows.tolist()):
-            part = answer[first : first + height * width].view(height, width, packed.channels)
-            out[image, top : top + height, left : left + width] = part
-            first += height * width
-        return result
+            return answer
+        out.view(-1, packed.channels)[places.long()] = answer
+        return out
     launch(
         module,
         "conv",
@@ -183,55 +179,50 @@ def conv(
             (_layer(source), (tap.kernel, tap.stride, tap.padding))
             for source, tap in zip(sources, packed.taps, strict=True)
         ],
-        out=_layer(result),
+        out=(data.data_ptr(), places.data_ptr(), len(places), (*grid, packed.channels), out is not None),
         residual=[] if residual is None else [_layer(residual)],
         weights=packed.packed,
         scale=packed.scale,
         bias=packed.bias,
         residual_scale=None if residual_scale is None else packed.padded(residual_scale),
-        images=images,
         dtype=_DTYPES[packed.dtype],
         out_dtype=_DTYPES[dtype],
         relu=packed.relu,
     )
-    return result
-
-
-def check_windows(windows: torch.Tensor, grid: tuple[int, int]) -> int:
-    """The cells of all windows together. Raises ValueError where one is not inside of the grid."""
-    if windows.dtype != torch.int32 or windows.dim() != 2 or windows.shape[1] != 4 or windows.device.type != "cpu":
-        raise ValueError(f"windows must be int32 [B, 4] on the CPU, not {windows.dtype} {list(windows.shape)}")
-    wide = windows.long()
-    corner, size = wide[:, :2], wide[:, 2:]
-    if len(wide) and (bool((wide < 0).any()) or bool((corner + size > torch.tensor(grid)).any())):
-        raise ValueError(f"a window leaves the grid of {grid[0]} x {grid[1]} cells")
-    return int((size[:, 0] * size[:, 1]).sum())
+    return data
 
 
 def _check(name: str, cells: Cells, images: int, channels: int, dtype: torch.dtype) -> None:
-    data, (h, w) = cells.data, cells.grid
-    total = check_windows(cells.windows, cells.grid)
-    wanted = (images, h, w, channels) if data.dim() == 4 else (total, channels)
-    if len(cells.windows) != images or tuple(data.shape) != wanted or data.dtype != dtype:
-        raise ValueError(f"{name} must be {dtype} {list(wanted)}, not {data.dtype} {list(data.shape)}")
-    if data.device.type != "cpu" or not data.is_contiguous() or not cells.windows.is_contiguous():
+    data, kept, ground = cells.data, cells.kept, cells.background
+    _check_numbers(f"the table of {name}", kept, 3, -1, len(data))
+    if len(kept) != images:
+        raise ValueError(f"{name} must be of {images} images, not {len(kept)}")
+    _check_data(name, data, (len(data), channels), dtype)
+    if ground is not None:
+        _check_data(f"the background of {name}", ground, (*cells.grid, channels), dtype)
+
+
+def _check_data(name: str, data: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tuple(data.shape) != shape or data.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype} {list(shape)}, not {data.dtype} {list(data.shape)}")
+    if data.device.type != "cpu" or not data.is_contiguous():
         raise ValueError(f"{name} must be contiguous and on the CPU")
-    ground = cells.background
-    if ground is not None and (
-        tuple(ground.shape) != (h, w, channels)
-        or ground.dtype != dtype
-        or not ground.is_contiguous()
-        or ground.device.type != "cpu"
-    ):
-        raise ValueError(f"the background of {name} must be {dtype} {[h, w, channels]}, contiguous and on the CPU")
 
 
-def _layer(cells: Cells) -> tuple[int, int, int, tuple[int, int, int], bool]:
+def _check_numbers(name: str, numbers: torch.Tensor, dims: int, least: int, end: int) -> None:
+    if numbers.dtype != torch.int32 or numbers.dim() != dims:
+        raise ValueError(f"{name} must be int32 of {dims} dimensions, not {numbers.dtype} {list(numbers.shape)}")
+    if numbers.device.type != "cpu" or not numbers.is_contiguous():
+        raise ValueError(f"{name} must be contiguous and on the CPU")
+    if numbers.numel() and not (int(numbers.min()) >= least and int(numbers.max()) < end):
+        raise ValueError(f"{name} must be from {least} to {end - 1}")
+
+
+def _layer(cells: Cells) -> tuple[int, int, int, tuple[int, int, int]]:
     ground = cells.background
     return (
         cells.data.data_ptr(),
-        cells.windows.data_ptr(),
+        cells.kept.data_ptr(),
         0 if ground is None else ground.data_ptr(),
-        (*cells.grid, cells.data.shape[-1]),
-        cells.data.dim() == 4,
+        (*cells.grid, cells.data.shape[1]),
     )

@@ -1,4 +1,4 @@
-"""``network``: a whole trunk over windows of aligned inputs, in one call."""
+"""``network``: a whole trunk over aligned inputs, computed where they are wanted, in one call."""
 
 from __future__ import annotations
 
@@ -59,11 +59,12 @@ class Network:
 
     Layer 0 is the input, [H, W, 4]: red, green and blue as bytes 0 to 255, and 255 for every pixel of the region
     (which carries the mean that a normalisation subtracts); 0 outside. Step i makes layer i + 1, every layer but the
-    input follows a ReLU, and the last one is float32. Of each layer and image one window is computed: the cells that
-    the image's region can influence and that its pooled cells depend on. Elsewhere a layer equals that of an empty
-    image, computed once here.
+    input follows a ReLU, and the last one is float32. Of each layer and image only some cells are computed: those that
+    the image's region and another one can influence, and that its pooled cells depend on. What the region cannot
+    influence is as for an empty image, computed once here; what no other region can influence is as for the whole
+    person, if that is among the inputs.
 
-    A cell is the same in any window, so the features that are pooled equal those of whole images to the bit.
+    A cell is the same wherever it is computed, so the features that are pooled equal those of whole images to the bit.
 
     Args:
         steps: the convolutions, all in one precision, and max pooling.
@@ -207,7 +208,7 @@ class Network:
     ) -> Any:
         return module.Plan(
             native, map=region_map.data_ptr(), people=len(region_map), size=self.size, first=first, inputs=inputs,
-            whole=whole, keep=keep,
+            whole=whole, keep=keep, threads=torch.get_num_threads(),
         )  # fmt: skip
 
     @staticmethod
@@ -228,7 +229,7 @@ class Network:
         room = torch.empty(plan.bytes, dtype=torch.uint8)
         self._execute(plan, native, crops, region_map, room, torch.empty(len(crops) * inputs, h, w, channels))
         for i, start in enumerate(plan.offsets[:-1]):
-            cells = sum(height * width for _, _, height, width in plan.windows(i))
+            cells = plan.counts[i]
             channels, dtype = self.layers[i][2], self.dtypes[i]
             yield room[start : start + cells * channels * dtype.itemsize].view(dtype).view(cells, channels)
 

@@ -1,4 +1,4 @@
-"""A convolution of windows in plain torch: whole images are put together, and what is asked for is cut out again."""
+"""A convolution of chosen cells in plain torch: whole images are put together, and what is asked for is taken out."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch.nn.functional as F  # noqa: N812
 
 
 class Cells(NamedTuple):
-    """One layer of B images on a grid of (h, w) cells, of which each image keeps a window.
-
-    Inside of its window an image has cells of its own; elsewhere it equals the background that all of them share.
+    """One layer of B images on a grid of (h, w) cells, of which only some are kept, each once.
 
     Attributes:
-        data: [S, C], the windows' cells one window after another, row by row, S the sum of their areas; or
-            [B, h, w, C], where the cells lie where the whole grid has them and what is outside of the windows means
-            nothing.
-        windows: int32 [B, 4] on the CPU: top, left, height, width of each window, inside of the grid; empty ones too.
-        grid: (h, w).
+        data: [S, C], the cells that are kept.
+        kept: int32 [B, h, w] on the CPU: which of them a cell of an image is (two images may share one), or -1 where
+            it equals the background that all images share.
         background: [h, w, C] of the data's dtype, or None for zeros.
     """
 
     data: torch.Tensor
-    windows: torch.Tensor
-    grid: tuple[int, int]
+    kept: torch.Tensor
     background: torch.Tensor | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w)."""
+        return self.kept.shape[1], self.kept.shape[2]
 
 
 class Source(NamedTuple):
@@ -40,35 +40,22 @@ class Source(NamedTuple):
 
 def whole(cells: Cells) -> torch.Tensor:
     """[B, C, h, w]: the images with their background."""
-    h, w = cells.grid
-    windows = cells.windows.tolist()
-    channels = cells.data.shape[-1]
+    images, (h, w), channels = len(cells.kept), cells.grid, cells.data.shape[1]
     empty = cells.data.new_zeros(h, w, channels) if cells.background is None else cells.background
-    images = empty.expand(len(windows), h, w, channels).clone()
-    first = 0
-    for image, (top, left, height, width) in enumerate(windows):
-        place = (image, slice(top, top + height), slice(left, left + width))
-        if cells.data.dim() == 4:
-            images[place] = cells.data[place]
-        else:
-            images[place] = cells.data[first : first + height * width].view(height, width, channels)
-        first += height * width
-    return images.permute(0, 3, 1, 2)
+    rows = empty.expand(images, h, w, channels).clone()
+    own = cells.kept >= 0
+    rows[own] = cells.data[cells.kept[own].long()]
+    return rows.permute(0, 3, 1, 2)
 
 
-def cut(images: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-    """The windows [B, 4] of images [B, C, h, w], packed: [S, C]."""
-    rows = images.permute(0, 2, 3, 1)
-    parts = [
-        rows[image, top : top + height, left : left + width].flatten(0, 1)
-        for image, (top, left, height, width) in enumerate(windows.tolist())
-    ]
-    return torch.cat(parts) if parts else images.new_zeros(0, images.shape[1])
+def cut(images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The cells [S, C] at ``places`` (image * h + row) * w + column of images [B, C, h, w]."""
+    return images.permute(0, 2, 3, 1).flatten(0, 2)[places.long()]
 
 
 def conv(
     sources: Sequence[Source],
-    windows: torch.Tensor,
+    places: torch.Tensor,
     bias: torch.Tensor,
     *,
     scale: torch.Tensor | None,
@@ -77,7 +64,7 @@ def conv(
     relu: bool,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """y = sum of the sources' convolutions * scale + bias + residual * residual_scale, and ReLU; [S, D], packed.
+    """y = sum of the sources' convolutions * scale + bias + residual * residual_scale, and ReLU; [S, D] at ``places``.
 
     Computed in float64 for bytes (their sums of products are exact there) and float64, else in float32. To bytes it
     is rounded to the nearest, ties to even, and clamped to 0 to 255.
@@ -99,4 +86,4 @@ def conv(
         y = y.relu()
     if dtype == torch.uint8:
         y = y.round().clamp(0, 255)
-    return cut(y, windows).to(dtype)
+    return cut(y, places).to(dtype)

@@ -26,14 +26,9 @@ def packed_inputs(
 
 
 def whole_cells(images: torch.Tensor) -> Cells:
-    """Images [B, h, w, C] with windows of whole grids."""
-    b, h, w, _ = images.shape
-    return Cells(images, whole_windows(b, (h, w)), (h, w))
-
-
-def whole_windows(images: int, grid: tuple[int, int]) -> torch.Tensor:
-    """int32 [B, 4]: the whole grid for each image."""
-    return torch.tensor([0, 0, *grid], dtype=torch.int32).repeat(images, 1)
+    """Images [B, h, w, C], all of whose cells are kept."""
+    b, h, w, c = images.shape
+    return Cells(images.reshape(-1, c), torch.arange(b * h * w, dtype=torch.int32).view(b, h, w))
 
 
 def largest(images: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
@@ -56,7 +51,7 @@ def convolution(
     images = len(sources[0][0])
     answer = conv(
         [Source(whole_cells(x), weight, stride, padding) for x, weight, stride, padding in sources],
-        whole_windows(images, grid),
+        torch.arange(images * grid[0] * grid[1], dtype=torch.int32),
         bias,
         scale=scale,
         residual=None if residual is None else whole_cells(residual),

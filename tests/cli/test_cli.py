@@ -25,7 +25,7 @@ from mgran_fast.mra import Estimate
 from mgran_fast.train.config import TrainConfig
 
 Cli = Callable[..., Any]
-COMMANDS = ("train", "train-mra", "evaluate", "export", "masks", "demo", "doctor")
+COMMANDS = ("train", "train-mra", "evaluate", "export", "masks", "demo", "doctor", "cost")
 
 
 def plain(text: str) -> str:

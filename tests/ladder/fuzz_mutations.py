@@ -22,22 +22,24 @@ FUZZ_MUTATIONS = (
         _RUNG,
     ),
     Mutation(
-        "conv-window-one-row-too-tall",
+        "conv-one-row-beyond-the-grid",
         "csrc/cpu/cells.h",
-        "row < w[0] + w[2] &&",
-        "row <= w[0] + w[2] &&",
+        "row >= layer_.height ||",
+        "row > layer_.height ||",
         _RUNG,
     ),
     Mutation(
-        "network-window-beyond-the-grid",
-        "csrc/cpu/windows.cpp",
-        "  return {first, std::min(end, cells)};\n",
-        "  return {first, end + cells};\n",
+        "network-kernel-beyond-the-grid",
+        "csrc/cpu/reach.h",
+        "      const std::int32_t end = std::min(first + g.kernel, from.width);\n      for (std::int32_t x = "
+        "std::max(first, 0); x < end; ++x) wide[x] |= line[column];\n",
+        "      const std::int32_t end = first + g.kernel;\n      for (std::int32_t x = "
+        "std::max(first, 0); x < end; ++x) wide[x] |= line[column];\n",
         _RUNG,
     ),
     Mutation(
         "network-workspace-too-small",
-        "csrc/cpu/windows.cpp",
+        "csrc/cpu/plan.cpp",
         "    bytes[layer] = (bytes[layer] + kAlignment - 1) / kAlignment * kAlignment;\n",
         "    bytes[layer] = bytes[layer] / 2;\n",
         _RUNG,
