@@ -7,7 +7,7 @@ With w the share of a cell's pixels that lie in the row's region, x the cell's f
 A first, small kernel turns the region map into the shares [B, h w], in float32. Then one program pools a block of
 channels of one row. The features are channels_last, so that the channels of a cell are neighbours in memory, and a
 cell without weight is never loaded: the region kernels read about as much of the features as their regions cover.
-Every sum is taken in float32, and nothing waits for the host. Not yet run on a GPU.
+Every sum is taken in float32, and nothing waits for the host.
 """
 
 from __future__ import annotations

@@ -11,7 +11,12 @@ import torch
 
 from mgran_fast.ops import backend
 
-OPS = ("crops", "regions", "inputs", "align", "pooling")
+#: Ops, and the devices that have an implementation of their own: what an engine calls runs on one kind alone.
+OPS = {
+    **dict.fromkeys(("crops", "regions", "inputs", "align", "pooling"), ("cpu", "cuda")),
+    **dict.fromkeys(("conv", "network"), ("cpu",)),
+    **dict.fromkeys(("pointwise", "stem"), ("cuda",)),
+}
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pytorch-lightning", "pytorch-metric-learning")
 
 
@@ -49,7 +54,9 @@ def doctor() -> dict[str, Any]:
         "extension": extension,
         "devices": devices,
         "backend": backend.requested(),
-        "ops": {op: {kind: _choice(op, kind) for kind in kinds} for op in OPS},
+        "ops": {
+            op: found for op, of in OPS.items() if (found := {kind: _choice(op, kind) for kind in kinds if kind in of})
+        },
         "advice": advice,
     }
 

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import mgran_fast
 
@@ -89,10 +90,11 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer["backend"] == "auto"
     assert answer["packages"]["torch"] == metadata.version("torch")
     assert answer["devices"][0].startswith("cpu (")
-    assert answer["ops"].keys() == {"crops", "regions", "inputs", "align", "pooling"}
+    ops = {"crops", "regions", "inputs", "align", "pooling", "conv", "network"}
+    assert answer["ops"].keys() == ops | ({"pointwise", "stem"} if torch.cuda.is_available() else set())
     for choices in answer["ops"].values():
         assert all(choice == "native" or choice.startswith("reference: ") for choice in choices.values())
-        assert "cpu" in choices
+    assert all("cpu" in answer["ops"][op] for op in ops)
     built = "problem" not in answer["extension"]
     assert (answer["ops"]["regions"]["cpu"] == "native") == built
     assert built or any("build the extension" in line for line in answer["advice"])
@@ -102,7 +104,8 @@ def test_doctor_names_a_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MGRAN_BACKEND", "reference")
     answer = mgran_fast.doctor()
     assert answer["backend"] == "reference"
-    assert {choices["cpu"] for choices in answer["ops"].values()} == {"reference: MGRAN_BACKEND=reference"}
+    said = {choice for choices in answer["ops"].values() for choice in choices.values()}
+    assert said == {"reference: MGRAN_BACKEND=reference"}
 
 
 # --- imports point one way ----------------------------------------------------------------------------------------

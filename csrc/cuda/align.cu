@@ -1,5 +1,4 @@
 // `align` on the GPU: crops, masks and keypoints -> aligned inputs, the region map in shared memory alone.
-// NOT YET RUN ON A GPU.
 //
 // The survey of regions.cu, then find_unlabelled, which says whose map is empty, then align_tile: a block makes the
 // map of its tile and emits the tile's inputs.

@@ -1,4 +1,4 @@
-// `crops` on the GPU: boxes cut from a frame and resized bilinearly. NOT YET RUN ON A GPU.
+// `crops` on the GPU: boxes cut from a frame and resized bilinearly.
 //
 // A block makes a tile of at most 16 rows and 128 columns of one crop. The tile's taps, whose arithmetic is float64,
 // are computed once and lie in shared memory; a thread blends a pixel in integers; the tile's bytes gather in shared

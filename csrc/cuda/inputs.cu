@@ -1,4 +1,4 @@
-// `inputs` on the GPU: crops and region map -> the 1 + R aligned inputs. NOT YET RUN ON A GPU.
+// `inputs` on the GPU: crops and region map -> the 1 + R aligned inputs.
 //
 // Bytes at P pixels a person and R regions, elements of S bytes: at least P * (3 + 1) read and P * 3 * S * (1 + R)
 // written; the kernels move just that, and find_empty reads the start of each map once more, up to the first 4 KiB

@@ -2,7 +2,7 @@
 // memory and leave as 1 + R masked copies.
 //
 // A pixel's value depends on its byte and channel alone, so a block first computes all 3 * 256 of them: three
-// divisions a thread in place of one for every element of the tile. Not yet run on a GPU.
+// divisions a thread in place of one for every element of the tile.
 #pragma once
 #include <cstring>
 

@@ -1,6 +1,6 @@
 // How the kernels of this folder move bytes: 16 at a time, neighbouring lanes taking neighbouring 16 bytes, wherever
 // the addresses allow; one element at a time elsewhere (odd sizes, odd addresses, tails).
-// Not yet run on a GPU.
+//
 #pragma once
 #include <cstdint>
 

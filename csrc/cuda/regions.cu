@@ -1,4 +1,4 @@
-// `regions` on the GPU: mask and keypoints -> region map. NOT YET RUN ON A GPU.
+// `regions` on the GPU: mask and keypoints -> region map.
 //
 // 1. reset_boxes and survey: the mask's box of each person without a usable limb, for the bands. The blocks of the
 //    others return before they read the mask.

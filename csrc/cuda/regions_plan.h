@@ -1,5 +1,5 @@
 // What the kernels of `regions` and `align` are launched with: by value, so that there is nothing to copy to the
-// device and nothing to keep alive. Not yet run on a GPU.
+// device and nothing to keep alive.
 #pragma once
 #include <cmath>
 #include <cstdint>

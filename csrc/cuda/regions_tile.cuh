@@ -1,5 +1,5 @@
 // A tile of a region map, made in shared memory: binarize the mask, then label by the nearest limb. Shared by
-// regions.cu and align.cu. Not yet run on a GPU.
+// regions.cu and align.cu.
 //
 // A thread labels a run of 16 neighbouring pixels. Before it measures them it measures the run's centre: a distance
 // changes by at most the way gone, so a limb that is further from the centre than another one by more than the

@@ -1,4 +1,4 @@
-"""The CPU's executor: our own kernels, over windows."""
+"""The CPU's executor: our own kernels, over those cells of each image that a region makes its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Windowed:
 
     Args:
         steps: of :mod:`mgran_fast.engine.cpu`.
-        windows: whether only windows are computed; False computes whole images, to the same bits where they are pooled.
+        windows: whether only such cells are computed; False computes whole images, to the same bits where pooled.
     """
 
     def __init__(self, steps: Sequence[Conv | Pool], *, windows: bool = True) -> None:

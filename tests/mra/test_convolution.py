@@ -56,3 +56,52 @@ def test_wrong_arguments() -> None:
         Convolution(nn.Conv2d(1, 1, 1), activation="tanh")
     with pytest.raises(TypeError, match="padding must be numbers"):
         Convolution(nn.Conv2d(1, 1, 3, padding="same"))
+
+
+def conv_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: list[int], padding: list[int],
+              dilation: list[int], groups: int) -> torch.Tensor:  # fmt: skip
+    """torch.cudnn_convolution_relu's arguments, by public functions."""
+    return functional.conv2d(x, weight, bias, stride, padding, dilation, groups).relu()
+
+
+def conv_add_relu(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor, alpha: float, bias: torch.Tensor | None,
+                  stride: list[int], padding: list[int], dilation: list[int], groups: int) -> torch.Tensor:  # fmt: skip
+    """torch.cudnn_convolution_add_relu's, likewise."""
+    return (functional.conv2d(x, weight, bias, stride, padding, dilation, groups) + alpha * z).relu()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_cudnn_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch, residual: bool) -> None:
+    """With stand-ins of cuDNN's two functions: the arguments and the answer."""
+    module = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+    x = torch.randn(2, 8, 9, 7, generator=torch.Generator().manual_seed(1))
+    other = torch.randn(2, 16, 5, 4, generator=torch.Generator().manual_seed(2)) if residual else None
+    want = Convolution(module, activation="relu")(x, other)
+    called = []
+    monkeypatch.setattr(convolution, "fusible", lambda *_: False)
+    monkeypatch.setattr(convolution, "cudnn_fuses", lambda *_: True)
+    for name, stand_in in (("cudnn_convolution_relu", conv_relu), ("cudnn_convolution_add_relu", conv_add_relu)):
+        # Bound now, for the loop goes on.
+        monkeypatch.setattr(torch, name, lambda *a, f=stand_in, n=name: called.append(n) or f(*a), raising=False)
+    torch.testing.assert_close(Convolution(module, activation="relu")(x, other), want, atol=1e-5, rtol=1e-5)
+    assert called == ["cudnn_convolution_add_relu" if residual else "cudnn_convolution_relu"]
+    for activation in ("none", "relu6"):
+        Convolution(module, activation=activation)(x, other)
+    assert len(called) == 1, "cuDNN has no such activation"
+
+
+def test_when_cudnn_fuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, wide = torch.device("cuda"), torch.empty(16, 8, 3, 3)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    for name in ("cudnn_convolution_relu", "cudnn_convolution_add_relu"):
+        monkeypatch.setattr(torch, name, conv_relu, raising=False)
+    assert convolution.cudnn_fuses(cuda, wide)
+    assert not convolution.cudnn_fuses(torch.device("cpu"), wide)
+    assert not convolution.cudnn_fuses(cuda, torch.empty(64, 3, 7, 7))
+    with monkeypatch.context() as other:
+        other.delattr(torch, "cudnn_convolution_add_relu")
+        assert not convolution.cudnn_fuses(cuda, wide)
+    with monkeypatch.context() as other:
+        other.setattr(torch.version, "cuda", None)
+        assert not convolution.cudnn_fuses(cuda, wide), "ROCm has no cuDNN"

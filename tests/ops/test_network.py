@@ -57,6 +57,10 @@ def people(size: tuple[int, int], seed: int, count: int = 6) -> tuple[torch.Tens
             rows = torch.randint(0, h + 1, (2,), generator=g).sort().values
             columns = torch.randint(0, w + 1, (2,), generator=g).sort().values
             region_map[person, rows[0] : rows[1], columns[0] : columns[1]] = region
+    if count > 6:
+        # Regions of single pixels among each other, and with a background between them.
+        region_map[6:] = torch.randint(0, 4, (count - 6, h, w), generator=g, dtype=torch.uint8)
+        region_map[7:][torch.rand((count - 7, h, w), generator=g) < 0.97] = 0
     region_map[0] = 0  # nobody
     region_map[1] = 2  # everybody
     region_map[2] = 0
@@ -82,13 +86,48 @@ def test_windows_equal_whole_images_to_the_bit(
 ) -> None:
     network = native(Network, packed(program(trunk(name, last_stride)), dtype), size)
     for seed in range(2):
-        crops, region_map = people(size, seed)
+        crops, region_map = people(size, seed, 8)
         for mode in ("mean", "max"):
             some = pooled(network, crops, region_map, windows=True, mode=mode)
             assert torch.equal(some, pooled(network, crops, region_map, windows=False, mode=mode))
         assert some.any()
         some = pooled(network, crops, region_map, windows=True, first=2, inputs=1)
         assert torch.equal(some, pooled(network, crops, region_map, windows=False)[2::4])
+
+
+def test_what_is_computed(native: Native) -> None:
+    """Nothing twice, and nothing that nobody asks for; regions without an input of their own count as others."""
+    network = native(Network, packed(program(trunk()), torch.float32), (64, 32))
+    crops, region_map = people((64, 32), 3)
+    one, whole = region_map[1:2], network.work(region_map[1:2]).dense
+    # Everybody is region 2: its input is that of the whole person, but the last layer, which is pooled, is its own.
+    assert network.work(one[:0]) == (0, 0)
+    alone, both = (network.work(one, 0, inputs).computed for inputs in (1, 4))
+    last = network.layers[-1][0] * network.layers[-1][1] * 512 * (512 * 9)
+    assert both - alone == last
+    assert alone == whole // 4
+    # Two regions that never meet are computed apart only where both are felt.
+    region_map = torch.zeros(1, 64, 32, dtype=torch.uint8)
+    region_map[:, :8], region_map[:, 56:] = 1, 3
+    apart = network.work(region_map)
+    region_map[:, 56:] = 200
+    other = network.work(region_map)
+    assert apart.computed < 0.75 * apart.dense
+    assert other.computed <= apart.computed
+    for map_ in (region_map, region_map.clamp(max=3)):
+        some = pooled(network, crops[:1], map_, windows=True)
+        assert torch.equal(some, pooled(network, crops[:1], map_, windows=False))
+
+
+def test_more_regions_than_a_set_holds(native: Native) -> None:
+    """Whole images, with the same answer."""
+    network = native(Network, packed(program(trunk()), torch.float32), (64, 32))
+    crops, _ = people((64, 32), 3)
+    region_map = (torch.arange(64) // 3).to(torch.uint8)[None, :, None].repeat(2, 1, 32)
+    work = network.work(region_map, 0, 18)
+    assert work.computed == work.dense
+    some = pooled(network, crops[:2], region_map, windows=True, inputs=18)
+    assert torch.equal(some, pooled(network, crops[:2], region_map, windows=False, inputs=18))
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
