@@ -107,8 +107,16 @@ def product(rows: int, channels: int, outs: int, residual: bool, shortcut: bool,
 
 
 def pointwise(rows: int, channels: int, outs: int, residual: bool, shortcut: bool, capability: int) -> Tile:
-    """The tile of the nearest entry; all sizes 1 or more, ``channels`` those of both sources together."""
+    """The tile of the nearest entry; all sizes 1 or more, ``channels`` those of both sources together.
+
+    A tile that was chosen by its time serves GPUs of its own capability alone: on others it may spill registers, or not
+    fit. They take the newest of the entries that were not measured.
+    """
     entry = product(rows, channels, outs, residual, shortcut, capability)
+    if "measured" in entry and entry["capability"] != capability:
+        plain = [e for e in products() if "measured" not in e]
+        fitting = [e for e in plain if e["capability"] <= capability] or plain[:1]
+        entry = max(fitting, key=lambda e: e["capability"])
     return Tile(*(entry[f"block_{name}"] for name in ("rows", "outs", "channels")), entry["num_warps"],
                 entry["num_stages"])  # fmt: skip
 

@@ -29,7 +29,8 @@ PRECISIONS = {
     "float16": torch.float16,
     "int8": torch.uint8,
 }
-#: People that are run together at most, by device: more are no faster (docs/results.md), and take more memory.
+#: People that are run together at most, by device. On the CPU more are no faster and take more memory; on a GPU no more
+#: have been measured (docs/results.md).
 CHUNKS = {"cpu": 4, "cuda": 32}
 
 

@@ -28,8 +28,9 @@ def optimize(
     """Turn a trained model into an engine; the model is not changed, and nothing is compiled.
 
     Batch norm and the normalisation of pixels are folded into the convolutions, residual sums and ReLU are done where a
-    convolution's sums still are in registers. On the CPU only those cells are computed that differ from what an
-    empty image or the whole person gives, and that what is pooled depends on; on a GPU one CUDA graph holds all that follows the region map.
+    convolution's sums still are in registers. On the CPU only those cells are computed that differ from what an empty
+    image or the whole person gives, and that what is pooled depends on; on a GPU one CUDA graph holds all that follows
+    the region map.
 
     Args:
         dtype: float32, bfloat16, float16 (on a GPU) or "int8" (on the CPU).

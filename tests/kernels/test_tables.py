@@ -100,3 +100,32 @@ def test_tiles_to_try_are_tiles() -> None:
     assert len(set(tune.TILES)) == len(tune.TILES) > 20
     # Features of a thread: from one load of 16 bytes to what still fits the registers.
     assert all(4 <= tile.cells * tile.channels / (32 * tile.num_warps) <= 64 for tile in tune.TILES)
+
+
+def test_products_take_the_nearest_case() -> None:
+    """The shipped table: a case as it was measured, and the tile of another GPU's time serves that GPU alone."""
+    measured = [e for e in tables.products() if "measured" in e]
+    assert len(measured) >= 48
+    for entry in measured:
+        sizes = tuple(entry[key] for key in ("rows", "channels", "outs", "residual", "shortcut"))
+        assert tables.product(*sizes, entry["capability"]) is entry
+        tile = tables.pointwise(*sizes, entry["capability"])
+        assert (tile.rows, tile.outs, tile.channels) == tuple(
+            entry[f"block_{name}"] for name in ("rows", "outs", "channels")
+        )
+        assert entry["microseconds"] > 0
+        assert entry["library"] > 0
+        for other in (100, 120):
+            assert tables.pointwise(*sizes, other) == tables.Tile(128, 64, 32, 4, 3)
+    assert tables.pointwise(1000, 100, 100, False, False, 86) == tables.Tile(128, 64, 32, 4, 3)
+    assert tables.pointwise(1000, 100, 100, False, False, 0) == tables.Tile(64, 64, 32, 4, 2)
+    near = tables.product(60000, 64, 256, True, False, 90)
+    assert (near["rows"], near["outs"], near["residual"]) == (65536, 256, True)
+
+
+def test_tiles_of_products_fit_every_gpu() -> None:
+    """Of shared memory the smallest GPUs give a block 99 KB; operands of all stages lie in it."""
+    assert len(set(tune.PRODUCT_TILES)) == len(tune.PRODUCT_TILES)
+    for tile in tune.PRODUCT_TILES:
+        assert 2 * tile.num_stages * tile.channels * (tile.rows + tile.outs) <= 99 << 10
+    assert len(tune.PRODUCTS) == 16

@@ -65,14 +65,16 @@ def measure_cuda(sources: list[Path], archs: tuple[int, ...], tree: Path = ROOT,
     return kernels
 
 
+# Files of kernels/ that hold kernels.
+TRITON = ("pooling", "pointwise", "stem")
 # Run aside, since TRITON_INTERPRET decides at import and the gate puts a mock in the place of the driver.
 _TRITON = """
 import json, sys
 sys.path[:0] = [sys.argv[1]]
 import triton_gate
 with open(sys.argv[2], "w") as file:
-    entries = triton_gate.kernels()
-    json.dump({"entries": entries, "faults": triton_gate.gate(entries)}, file)
+    entries, faults = triton_gate.everything()
+    json.dump({"entries": entries, "faults": faults}, file)
 """
 
 
@@ -89,11 +91,11 @@ def measure_triton() -> tuple[Kernels, list[str]]:
     digest = hashlib.sha256(repr((triton_version(), sys.version)).encode())
     # What the gate's answer depends on.
     definitions = (
-        here / "triton_gate.py",
+        *(here / f"triton_{name}.py" for name in ("gate", "dry", "products")),
         here / "cubin.py",
         here / "occupancy.py",
         Path(__file__),
-        ROOT / "mgran_fast" / "reference" / "pooling.py",
+        *(ROOT / "mgran_fast" / "reference" / f"{name}.py" for name in TRITON),
     )
     for path in (*definitions, *sorted((ROOT / "kernels").glob("*.*"))):
         digest.update(path.read_bytes())
@@ -113,13 +115,13 @@ def merge_triton(rows: list[dict[str, Any]]) -> Kernels:
     kernels: Kernels = {}
     for row in rows:
         what = ", ".join(str(row[key]) for key in ("mode", "dtype") if row.get(key))
-        name = f"pooling.py {row['kernel']}" + (f"<{what}>" if what else "")
+        name = f"{row.get('file', 'pooling.py')} {row['kernel']}" + (f"<{what}>" if what else "")
         entry = {
             "registers": row["registers"],
             "stack": row["stack"],
             "local": row["spill_accesses"],
             "shared": row["shared_bytes"],
-            "loads128": row["ld128"],
+            "loads128": row["ld128"] + row.get("async128", 0),
             "stores128": row["st128"],
             "red": row["red"],
             "atom": row["atom"],
@@ -293,7 +295,8 @@ def rung(update: bool, only: str | None) -> int:
     sources = [source for source in cuda_sources() if only is None or only in str(source)]
     with ThreadPoolExecutor(1) as aside:
         # Triton's kernels are compiled by a process of their own, beside nvcc's.
-        triton = aside.submit(measure_triton) if only is None or only in "pooling.py" else None
+        asked = only is None or any(only in f"{name}.py" for name in TRITON)
+        triton = aside.submit(measure_triton) if asked else None
         kernels = measure_cuda(sources, ARCHS, processes=1 if triton else 2)
         more, faults = triton.result() if triton else ({}, [])
     kernels |= more

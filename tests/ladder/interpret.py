@@ -24,15 +24,17 @@ ROOT = Path(__file__).resolve().parents[2]
 JOBS = 2
 # pytest's exit status: some test failed. A crash is a negative one; everything else is a broken setup.
 TESTS_FAILED = 1
+# What tests a file of kernels/; a bug elsewhere runs all tests.
+TESTS = {"pooling": "test_pooling.py", "pointwise": "test_products.py", "stem": "test_products.py"}
 
 
-def run_tests(options: list[str], kernels: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """pytest on tests/kernels, with the installed kernels or another folder of them."""
+def run_tests(options: list[str], kernels: Path | None = None, tests: str = "") -> subprocess.CompletedProcess[str]:
+    """pytest on tests/kernels or one file there, with the installed kernels or another folder of them."""
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     env.pop("MGRAN_KERNELS", None)
     if kernels is not None:
         env["MGRAN_KERNELS"] = str(kernels)
-    command = [sys.executable, "-m", "pytest", "tests/kernels", "-q", "-p", "no:cacheprovider", *options]
+    command = [sys.executable, "-m", "pytest", f"tests/kernels/{tests}", "-q", "-p", "no:cacheprovider", *options]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
@@ -61,7 +63,7 @@ def check_mutations(only: str | None) -> bool:
     def run(mutation: mutations.Mutation) -> subprocess.CompletedProcess[str]:
         with tempfile.TemporaryDirectory() as folder:
             tree = mutations.mutated_tree(mutation, Path(folder) / "tree")
-            return run_tests(["-x", "--tb=line"], tree / "kernels")
+            return run_tests(["-x", "--tb=line"], tree / "kernels", TESTS.get(Path(mutation.file).stem, ""))
 
     with ThreadPoolExecutor(JOBS) as pool:
         runs = list(pool.map(run, found))

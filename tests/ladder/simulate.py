@@ -2,10 +2,10 @@
 
     python tests/ladder/simulate.py [--only NAME] [--json FILE] [--update]
 
-Values: every CUDA kernel (nvcc's PTX, launched by the real host code) and every Triton kernel, for sm_80 and sm_90,
-against the reference; with them accesses out of bounds, misaligned accesses, races on shared memory and divergent
-barriers. Traffic: the bytes that each kernel moves, against what its task needs; more than the committed figure in
-bytes.json fails. Then the injected bugs, which must be caught.
+Values: every CUDA kernel (nvcc's PTX, launched by the real host code) and every Triton kernel, for sm_80 and sm_90, the
+engine's for sm_80 alone, against the reference; with them accesses out of bounds, misaligned accesses, races on shared
+memory and divergent barriers. Traffic: the bytes that each kernel moves, the engine's left out, against what its task
+needs; more than the committed figure in bytes.json fails. Then the injected bugs, which must be caught.
 
 ``--update`` writes lower figures, new kernels and cases into bytes.json and drops vanished ones; it never raises a
 figure: that is an edit by hand. ``--json`` writes what was counted. ``--only`` takes the tasks, and the bugs, whose
@@ -90,6 +90,10 @@ def values(op: str, arch: int) -> Verdict:
         import simulate_triton
 
         return judge(name, simulate_triton.values(arch))
+    if op == "products":
+        import simulate_products
+
+        return judge(name, simulate_products.values())
     import simulate_cases
 
     first = ARCHITECTURES[0]
@@ -123,6 +127,10 @@ def catch(mutation: Mutation, limits: Counts) -> Verdict:
 
 def _caught(mutation: Mutation, tree: Path, limits: Counts) -> str:
     arch = ARCHITECTURES[0]
+    if mutation.file.startswith(("kernels/pointwise", "kernels/stem")):
+        import simulate_products
+
+        return _first(simulate_products.values(tree, Path(mutation.file).stem), limits)
     if mutation.file.startswith("kernels/"):
         import simulate_triton
 
@@ -204,6 +212,7 @@ def tasks() -> list[tuple[str, Callable[[str, int], Verdict], str, int]]:
         found += [(f"traffic {op} sm_{last}", traffic, op, last), (f"values {op} sm_{first}", values, op, first)]
     found += [(f"traffic pooling sm_{arch}", traffic, "pooling", arch) for arch in ARCHITECTURES]
     found += [(f"values pooling sm_{arch}", values, "pooling", arch) for arch in ARCHITECTURES]
+    found.append((f"values products sm_{first}", values, "products", first))
     found += [(f"values {op} sm_{arch}", values, op, arch) for op in OPS for arch in ARCHITECTURES[1:]]
     return found
 

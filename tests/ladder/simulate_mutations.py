@@ -7,6 +7,7 @@ from mutations import Mutation
 _INPUTS, _TILE, _MEMORY = "csrc/cuda/inputs.cu", "csrc/cuda/inputs_tile.cuh", "csrc/cuda/memory.cuh"
 _REGIONS, _LABELS = "csrc/cuda/regions.cu", "csrc/cuda/regions_tile.cuh"
 _ALIGN, _CROPS, _POOLING = "csrc/cuda/align.cu", "csrc/cuda/crops.cu", "kernels/pooling.py"
+_POINTWISE, _STEM = "kernels/pointwise.py", "kernels/stem.py"
 
 
 def _bug(name: str, file: str, old: str, new: str) -> Mutation:
@@ -107,5 +108,29 @@ SIMULATE_MUTATIONS = (
         _POOLING,
         "mask=mask, other=other).to(tl.float32)",
         "mask=(channel < channels)[None, :] & (weight >= 0)[:, None], other=other).to(tl.float32)",
+    ),
+    _bug(
+        "product-residual-past-the-end",
+        _POINTWISE,
+        "tl.load(residual + at, mask=inside, other=0.0)",
+        "tl.load(residual + at, mask=(output < outs)[None, :], other=0.0)",
+    ),
+    _bug("product-rows-past-the-end", _POINTWISE, "tl.minimum(row, rows - 1)", "row"),
+    _bug("product-other-rows-overwritten", _POINTWISE, "(output < outs)[None, :]", "(output < outs + 1)[None, :]"),
+    _bug(
+        "product-weights-past-the-end",
+        _POINTWISE,
+        "mask=inside[:, None], other=0.0)",
+        "mask=(start + channel <= channels)[:, None], other=0.0)",
+    ),
+    _bug(
+        "stem-inputs-past-the-end",
+        _STEM,
+        "mask=(at < rows * 2 * pairs)[:, None]",
+        "mask=(at <= rows * 2 * pairs)[:, None]",
+    ),
+    _bug("stem-position-past-the-end", _STEM, "tl.minimum(position, positions - 1)", "position"),
+    _bug(
+        "stem-pools-past-the-end", _STEM, "(at < cells) & (y >= 0) & (y < grid_height) &", "(at < cells) & (y >= 0) &"
     ),
 )

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-import triton_gate
+import triton_dry
 from cases_pooling import SLOPE, TOLERANCE
 from mgran_fast.kernels import tables
 from mgran_fast.reference import pooling as reference
@@ -104,7 +104,7 @@ def combinations() -> Iterator[tuple[Shape, torch.dtype, str]]:
 
 
 def values(arch: int, tree: Path = ROOT) -> Outcome:
-    module, outcome = triton_gate.load(tree), Outcome(known=set(KERNELS))
+    module, outcome = triton_dry.load(tree), Outcome(known=set(KERNELS))
     for shape, dtype, mode in combinations():
         words, launches = run(module, arch, shape, dtype, mode, hidden=True)
         outcome.count += 1
@@ -116,7 +116,7 @@ def values(arch: int, tree: Path = ROOT) -> Outcome:
 
 def traffic(arch: int, tree: Path = ROOT) -> Outcome:
     """Bytes moved with channels that fill whole sectors."""
-    module, outcome = triton_gate.load(tree), Outcome()
+    module, outcome = triton_dry.load(tree), Outcome()
     people, inputs, channels, (height, width), size = TRAFFIC_SHAPE
     rows, cells, pixels = people * inputs, height * width, people * size[0] * size[1]
     words = f"[{rows}, {channels}, {height}, {width}], maps of {size[0]} x {size[1]}"

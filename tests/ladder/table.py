@@ -34,7 +34,7 @@ FLOORS = (80, 90, 100)
 
 HEAD = """# GPU kernels
 
-**Computed, not measured: no kernel of this library has run on a GPU yet.** Written by
+**Computed, not measured.** What was timed on a GPU stands in [results.md](results.md#on-a-gpu). Written by
 
     python tests/ladder/table.py
 
@@ -50,9 +50,10 @@ By {compilers}, for sm_{archs}.
 
 Registers are those of a thread, shared memory that of a block in bytes, and an occupancy is the share of a
 multiprocessor's warps that can be resident, by the published rules (`tests/ladder/occupancy.py`, compared with CUDA's
-`cuda_occupancy.h`). Accesses of 16 bytes are instructions of the machine code for H100, loads and stores of global
-memory. Spills and stack are 0 for every kernel and architecture, and no atomic waits for its result: rung f fails
-otherwise. The kernels of `pooling.py` are Triton, all others CUDA C++.
+`cuda_occupancy.h`). Accesses of 16 bytes are instructions of the machine code for H100: loads of global memory,
+asynchronous copies among them, and stores. Spills and stack are 0 for every kernel and architecture, and no atomic
+waits for its result: rung f fails otherwise. The kernels of `pooling.py`, `pointwise.py` and `stem.py` are Triton, all
+others CUDA C++; `pointwise.py` is compiled with many tiles, and each of its figures is the worst of them.
 
 """
 

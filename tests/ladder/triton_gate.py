@@ -6,34 +6,27 @@
 
 The package's own functions run on meta tensors under a driver that only names an architecture. So each kernel is
 compiled with the tile, the alignments and the constants of a real launch, and nothing is executed. From the machine
-code come registers, spills, shared memory and the widths of the memory accesses. Not yet run on a GPU.
+code come registers, spills, shared memory and the widths of the memory accesses. What is asked of pooling stands
+here, of the engine's kernels in triton_products.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import itertools
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
-from triton.runtime.jit import JITFunction
 
-import cubin
 import occupancy
-from cubin import GateError
+import triton_products
 from mgran_fast.kernels import tables
+from triton_dry import dry_launches, figures, load
 
-ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # A training batch of ResNet-50 without its last stride: 4 inputs of 32 people, crops of 256 x 128.
 PEOPLE, INPUTS, CHANNELS, GRID, CROP = 32, 4, 2048, (16, 8), (256, 128)
@@ -45,99 +38,13 @@ LEAST_OCCUPANCY = {"share": 1 / 3, "pool": 1 / 2, "spread": 1 / 2}
 MOST_NARROW_LOADS = 20
 
 
-class NoDevice:
-    """A Triton driver that knows its target and nothing else."""
-
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.arch, 32)
-
-    def get_current_device(self) -> int:
-        # Triton keeps compiled kernels by device: each architecture must be a device of its own.
-        return self.arch
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("meta")
-
-
-@contextlib.contextmanager
-def dry_launches(arch: int) -> Iterator[list[tuple[tuple[int, ...], Any]]]:
-    """While open, a launch compiles for sm_``arch`` and appends (grid, compiled kernel) to the list it yields."""
-    launches: list[tuple[tuple[int, ...], Any]] = []
-    run: Callable[..., Any] = JITFunction.run
-
-    def dry(self: Any, *arguments: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> Any:
-        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
-        launches.append((grid, kernel))
-        return kernel
-
-    active = driver._active  # reset_active() would look for a GPU
-    driver.set_active(NoDevice(arch))
-    JITFunction.run = dry
-    try:
-        yield launches
-    finally:
-        JITFunction.run = run
-        driver._active = active
-
-
-def load(tree: Path = ROOT) -> ModuleType:
-    """The kernels' module of a source tree, which may have a bug in."""
-    if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        raise GateError("TRITON_INTERPRET is set: nothing would be compiled")
-    path = tree / "kernels" / "pooling.py"
-    spec = importlib.util.spec_from_file_location(f"gated_{abs(hash(path))}", path)
-    if spec is None or spec.loader is None:
-        raise GateError(f"{path} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    # The table of this tree, in place of the installed one's.
-    tables.TABLE = tree / "kernels" / "pooling.json"
-    tables.entries.cache_clear()
-    tables.choose.cache_clear()
-    return module
-
-
-def figures(kernel: Any, grid: tuple[int, ...], arch: int, dtype: str, mode: str) -> dict[str, Any]:
-    """What became of one kernel, in the units of the compile gate's table."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(kernel.asm["cubin"])
-        (usage,) = cubin.parse_usage(cubin.dump("-res-usage", file), arch).values()
-        (instructions,) = cubin.parse_sass(cubin.dump("-sass", file)).values()
-    counts = cubin.count_accesses(instructions)
-    return {
-        "kernel": kernel.metadata.name.removeprefix("_"),
-        "arch": arch,
-        "dtype": dtype,
-        "mode": mode,
-        "registers": usage["registers"],
-        "stack": usage["stack"],
-        "spill_accesses": counts["local"],
-        "shared_bytes": kernel.metadata.shared,  # Triton's shared memory is dynamic: no cubin tells it
-        "threads": 32 * kernel.metadata.num_warps,
-        "ld128": counts["loads128"],
-        "st128": counts["stores128"],
-        "ld_narrow": sum(n for name, n in instructions.items() if name.startswith("LDG")) - counts["loads128"],
-        "red": counts["red"],
-        "atom": counts["atom"],
-        "grid": list(grid),
-    }
-
-
 def kernels(
     architectures: tuple[int, ...] = ARCHITECTURES,
     dtypes: tuple[str, ...] = tuple(DTYPES),
     modes: tuple[str, ...] = ("mean", "max", "gem"),
     module: ModuleType | None = None,
 ) -> list[dict[str, Any]]:
-    """The figures of every kernel, forward and backward; the kernel of the shares has neither dtype nor mode."""
+    """The figures of pooling, forward and backward; the kernel of the shares has neither dtype nor mode."""
     module = module or load()
     meta = torch.device("meta")
     region_map = torch.empty((PEOPLE, *CROP), dtype=torch.uint8, device=meta)
@@ -220,9 +127,35 @@ def name_of(entry: dict[str, Any]) -> str:
     return " ".join(str(entry[key]) for key in ("kernel", "mode", "dtype") if entry[key]) + f" sm_{entry['arch']}"
 
 
+def line(entry: dict[str, Any]) -> str:
+    """A kernel's figures for people."""
+    held = occupancy.resident(
+        occupancy.BY_ARCH[entry["arch"]], entry["threads"], entry["registers"], entry["shared_bytes"]
+    )
+    return (
+        f"{name_of(entry):32} registers {entry['registers']:3} threads {entry['threads']:3} "
+        f"shared {entry['shared_bytes']:5} occupancy {held.occupancy:4.0%} "
+        f"ld128 {entry['ld128']:2} st128 {entry['st128']:2} narrow {entry['ld_narrow']:2} grid {entry['grid']}"
+    )
+
+
 def gate(entries: list[dict[str, Any]]) -> list[str]:
     """Every fault of every kernel."""
     return [f"{name_of(entry)}: {fault}" for entry in entries for fault in faults(entry)]
+
+
+def everything(architectures: tuple[int, ...] = ARCHITECTURES) -> tuple[list[dict[str, Any]], list[str]]:
+    """The figures of all kernels, and what is wrong with them."""
+    pooling, products = kernels(architectures), triton_products.kernels(architectures)
+    return pooling + products, gate(pooling) + triton_products.gate(products)
+
+
+def faults_of(tree: Path, file: str) -> list[str]:
+    """What is wrong with the kernels of one file of a tree, on few architectures."""
+    if "pooling" in file:
+        return gate(kernels((80, 90), ("float32", "bfloat16"), ("mean", "gem"), load(tree)))
+    modules = [load(tree, name) for name in ("pointwise", "stem")]
+    return triton_products.gate(triton_products.kernels((80,), ("bfloat16",), *modules))
 
 
 def check_mutations() -> bool:
@@ -234,7 +167,7 @@ def check_mutations() -> bool:
         with tempfile.TemporaryDirectory() as folder:
             tree = mutations.mutated_tree(mutation, Path(folder) / "tree")
             try:
-                found = gate(kernels((80, 90), ("float32", "bfloat16"), ("mean", "gem"), load(tree)))
+                found = faults_of(tree, mutation.file)
             except Exception as error:  # a kernel that no longer compiles is caught as well
                 found = [f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"]
         print(f"caught {mutation.name}: {found[0]}" if found else f"MISSED {mutation.name}", flush=True)
@@ -246,18 +179,11 @@ def main(words: list[str]) -> int:
     if words == ["bugs"]:
         return 0 if check_mutations() else 1
     architectures = tuple(int(word) for word in words) or ARCHITECTURES
-    entries = kernels(architectures)
-    print(f"Triton {triton.__version__}, [{PEOPLE * INPUTS}, {CHANNELS}, {GRID[0]}, {GRID[1]}]")
+    entries, found = everything(architectures)
+    print(f"Triton {triton.__version__}, pooling [{PEOPLE * INPUTS}, {CHANNELS}, {GRID[0]}, {GRID[1]}]")
     for entry in entries:
-        held = occupancy.resident(
-            occupancy.BY_ARCH[entry["arch"]], entry["threads"], entry["registers"], entry["shared_bytes"]
-        )
-        print(
-            f"{name_of(entry):32} registers {entry['registers']:3} threads {entry['threads']:3} "
-            f"shared {entry['shared_bytes']:5} occupancy {held.occupancy:4.0%} "
-            f"ld128 {entry['ld128']:2} st128 {entry['st128']:2} narrow {entry['ld_narrow']:2} grid {entry['grid']}"
-        )
-    found = gate(entries) + odd_faults(architectures[0], load())
+        print(triton_products.line(entry) if "file" in entry else line(entry))
+    found += odd_faults(architectures[0], load())
     for fault in found:
         print(f"FAILED {fault}")
     passed = not found and (bool(words) or check_mutations())

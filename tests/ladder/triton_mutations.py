@@ -6,6 +6,8 @@ from mutations import Mutation
 
 _FILE = "kernels/pooling.py"
 _GEM = '{"kernel": "forward", "mode": "gem", "bytes": 4, "capability": 75, "channels": 2048, "cells": 128, '
+_POINTWISE, _STEM = "kernels/pointwise.py", "kernels/stem.py"
+_AMPERE = '{"capability": 80, "rows": 65536, "channels": 64, "outs": 256, "residual": false, "shortcut": false, '
 _RUN, _READ = ("interpret",), ("triton",)
 
 TRITON_MUTATIONS = (
@@ -101,6 +103,100 @@ TRITON_MUTATIONS = (
         _FILE,
         "tl.store(out + row * channels + channel, pooled",
         "tl.atomic_add(out + row * channels + channel, pooled",
+        _READ,
+    ),
+    Mutation(
+        "triton_product_shortcut_of_another_row",
+        _POINTWISE,
+        "image * shortcut_height + (cell // width) * stride",
+        "image * shortcut_height + (cell // width)",
+        _RUN,
+    ),
+    Mutation(
+        "triton_product_shortcut_of_another_image",
+        _POINTWISE,
+        "image, cell = from_row // cells,",
+        "image, cell = from_row // cells // 2,",
+        _RUN,
+    ),
+    Mutation("triton_product_last_row_is_lost", _POINTWISE, "(row < rows)[:, None]", "(row < rows - 1)[:, None]", _RUN),
+    Mutation(
+        "triton_product_no_residual", _POINTWISE, "        acc += tl.load(residual", "        tl.load(residual", _RUN
+    ),
+    Mutation("triton_product_relu_drops_nan", _POINTWISE, "acc < 0, 0.0, acc", "acc > 0, acc, 0.0", _RUN),
+    Mutation(
+        "triton_product_a_channel_too_many",
+        _POINTWISE,
+        "inside = start + channel < channels",
+        "inside = start + channel <= channels",
+        _RUN,
+    ),
+    Mutation(
+        "triton_stem_border_is_not_zero",
+        _STEM,
+        "inside = pictured & tl.where",
+        "inside = (pixel == pixel) & tl.where",
+        _RUN,
+    ),
+    Mutation("triton_stem_no_marker", _STEM, "colour.to(tl.float32), _INSIDE)", "colour.to(tl.float32), 0.0)", _RUN),
+    Mutation("triton_stem_the_next_region", _STEM, "wanted = first + i", "wanted = first + i + 1", _RUN),
+    Mutation("triton_stem_an_empty_map_is_no_crop", _STEM, "(region != 0) | crop", "region != 0", _RUN),
+    Mutation(
+        "triton_stem_another_person",
+        _STEM,
+        "pixel = person * height * width +",
+        "pixel = (person // 2) * height * width +",
+        _RUN,
+    ),
+    Mutation(
+        "triton_stem_last_pixel_is_not_seen",
+        _STEM,
+        "mask=at < pixels, other=0)",
+        "mask=at < pixels - 1, other=0)",
+        _RUN,
+    ),
+    Mutation("triton_stem_six_rows", _STEM, "for dy in range(_KERNEL)", "for dy in range(_KERNEL - 1)", _RUN),
+    Mutation(
+        "triton_stem_pooling_has_no_border",
+        _STEM,
+        "(cell // pooled_width) * _POOL_STRIDE - 1,",
+        "(cell // pooled_width) * _POOL_STRIDE,",
+        _RUN,
+    ),
+    Mutation("triton_stem_pooling_drops_nan", _STEM, "tl.PropagateNan.ALL", "tl.PropagateNan.NONE", _RUN),
+    Mutation(
+        "triton_product_narrow_loads",
+        _POINTWISE,
+        "            b = tl.load(weights_at[None, :] + (start + channel)[:, None])\n",
+        "            b = tl.load(weights_at[None, :] + (start + (channel ^ 1))[:, None])\n",
+        _READ,
+    ),
+    Mutation(
+        "triton_product_no_tensor_cores",
+        _POINTWISE,
+        "acc = tl.dot(a, b, acc)",
+        'acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")',
+        _READ,
+    ),
+    Mutation(
+        "triton_product_tile_too_large",
+        "kernels/pointwise.json",
+        _AMPERE + '"block_rows": 128, "block_outs": 64,',
+        _AMPERE + '"block_rows": 128, "block_outs": 256,',
+        _READ,
+    ),
+    Mutation(
+        "triton_product_stages_too_many",
+        "kernels/pointwise.json",
+        _AMPERE + '"block_rows": 128, "block_outs": 64, "block_channels": 32, "num_warps": 4, "num_stages": 3',
+        _AMPERE + '"block_rows": 128, "block_outs": 64, "block_channels": 32, "num_warps": 4, "num_stages": 16',
+        _READ,
+    ),
+    Mutation(
+        "triton_stem_narrow_stores",
+        _STEM,
+        "at = position.to(tl.int64)[:, None] * outs + output[None, :]",
+        "at = position.to(tl.int64)[:, None] * outs + (output ^ 1)[None, :]",
         _READ,
     ),
 )

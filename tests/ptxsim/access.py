@@ -86,6 +86,13 @@ def _store_shared(batch: Batch, active: Array, offsets: Array, values: list[Arra
             batch.shared.race("st", "st", int(together[lost.argmax()]), places, batch.where(active, line))
 
 
+def shared_place(batch: Batch, active: Array, offsets: Array, width: int, line: str) -> None:
+    """Checks a write of shared memory that is to come: bounds, alignment and races."""
+    where, blocks, warps = batch.where(active, line), batch.block[active], batch.warp[active]
+    places = batch.shared.place(offsets, blocks, width, where)
+    batch.shared.check_race("st", places, width, batch.epoch[blocks], warps, where)
+
+
 def _active(batch: Batch, lanes: Lanes) -> Array:
     return batch.lane if lanes is None else lanes
 

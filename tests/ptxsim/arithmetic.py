@@ -125,19 +125,24 @@ def _without_zero(d: Decoding, function: Function) -> Function:
 
 @instruction("min", "max")
 def _extreme(d: Decoding) -> Execute:
-    kind = d.type(INTEGERS | FLOATS)
+    kind = d.type(INTEGERS | FLOATS | {"f16", "bf16"})
     low = d.instruction.opcode == "min"
     if not kind.is_float:
         d.done(3)
         return elementwise(d, kind, np.minimum if low else np.maximum, 2)
-    ftz, keep_nan = kind.bits == 32 and d.flag("ftz"), kind.bits == 32 and d.flag("NaN")
+    ftz, keep_nan = kind.bits == 32 and d.flag("ftz"), kind.bits <= 32 and d.flag("NaN")
     d.done(3)
-    function = v.smallest if low else v.largest
-    if keep_nan:
-        return elementwise(
-            d, kind, lambda a, b: np.where(np.isnan(a) | np.isnan(b), kind.dtype.type(np.nan), function(a, b)), 2, ftz
-        )
-    return elementwise(d, kind, function, 2, ftz)
+    number = v.smallest if low else v.largest
+
+    def function(a: Array, b: Array) -> Array:
+        if keep_nan:
+            return np.where(np.isnan(a) | np.isnan(b), a.dtype.type(np.nan), number(a, b))
+        return number(a, b)
+
+    def function_of_bits(a: Array, b: Array) -> Array:
+        return v.float32_to_bfloat16(function(v.bfloat16_to_float32(a), v.bfloat16_to_float32(b)))
+
+    return elementwise(d, kind, function_of_bits if kind.kind == "h" else function, 2, ftz)
 
 
 @instruction("neg", "abs")

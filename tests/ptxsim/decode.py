@@ -197,7 +197,7 @@ def instruction(*opcodes: str) -> Callable[[Decoder], Decoder]:
 
 def decode(one: Instruction, entry: Entry) -> Step:
     # Imported here: these modules register their decoders by importing this one.
-    from . import access, arithmetic, control, conversion, matrix, warp  # noqa: F401
+    from . import access, arithmetic, control, conversion, copies, matrix, warp  # noqa: F401
 
     decoder = DECODERS.get(one.opcode)
     if decoder is None:

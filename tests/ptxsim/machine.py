@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from .copies import Copies
 from .decode import Step, decode
 from .memory import LocalMemory, Memory, SharedMemory, Where
 from .parser import Entry
@@ -115,9 +116,9 @@ class Batch:
         self.padding = self.thread >= threads
         self.waiting = np.zeros(self.count, np.bool_)
         self.epoch = np.zeros(len(blocks), np.int32)  # barriers that each block has passed
-        # cp.async: the copies of each open group, and those that are still to be committed.
-        self.groups: list[list[Callable[[], None]]] = []
-        self.open_group: list[Callable[[], None]] = []
+        # cp.async: what is on its way to shared memory, and how many groups each lane has committed.
+        self.copies: list[Copies] = []
+        self.committed = np.zeros(self.count, np.int64)
 
     def _specials(self, grid: Dimensions, block: Dimensions) -> dict[str, Array]:
         thread, index = self.thread, np.repeat(self.blocks, self.width)

@@ -142,6 +142,12 @@ def test_extremes_of_floats() -> None:
     assert np.isnan(got[[0, 1, 4]]).all()
     assert not np.isnan(got[[2, 3, 5]]).any()
     assert got.view(np.uint32)[0] == 0x7FFFFFFF
+    halves = (a.astype(np.float16), b.astype(np.float16))
+    same(apply("max.f16 d, a, b", "f16", "f16", halves), np.float16([1, 1, 0.0, 0.0, np.nan, 2]))
+    same(apply("max.NaN.f16 d, a, b", "f16", "f16", halves), np.float16([np.nan, np.nan, 0.0, 0.0, np.nan, 2]))
+    brains = tuple((x.view(np.uint32) >> np.uint32(16)).astype(np.uint16) for x in (a, b))
+    got = apply("max.NaN.bf16 d, a, b", "bf16", "bf16", brains)
+    same(got, np.uint16([0x7FFF, 0x7FFF, 0, 0, 0x7FFF, 0x4000]))
 
 
 def test_flush_to_zero() -> None:
@@ -297,3 +303,47 @@ def test_pairs_of_halves() -> None:
     run(kernel(body + STORE, 3), (out, low.view(np.uint32), high.view(np.uint32)), 512)
     equal = (low == high).reshape(-1, 2)
     same(out, (equal[:, 0] + 10 * equal[:, 1]).astype(np.int32))
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_matrix_product(kind: str) -> None:
+    """By the fragments of the PTX ISA's pictures, element by element; two warps, two matrices."""
+    dtype = torch.float16 if kind == "f16" else torch.bfloat16
+    generator = torch.Generator().manual_seed(3)
+    a, b = (torch.randn(2, *size, generator=generator).to(dtype) for size in ((16, 16), (16, 8)))
+    c = torch.randn(2, 16, 8, generator=generator)
+    a[1, 3, 5] = torch.nan
+    fragments = {name: np.zeros((many, 64, 2), np.uint16) for name, many in (("a", 4), ("b", 2))}
+    sums = np.zeros((4, 64), np.float32)
+    for thread in range(64):
+        warp, group, rest = thread // 32, thread % 32 // 4, thread % 4
+        for i in range(8):
+            row = group + (0 if i % 4 < 2 else 8)
+            column = rest * 2 + (i & 1) + (0 if i < 4 else 8)
+            fragments["a"][i // 2, thread, i % 2] = a[warp, row, column].view(torch.int16).item() & 0xFFFF
+        for i in range(4):
+            row = rest * 2 + (i & 1) + (0 if i < 2 else 8)
+            fragments["b"][i // 2, thread, i % 2] = b[warp, row, group].view(torch.int16).item() & 0xFFFF
+            sums[i, thread] = c[warp, group + (0 if i < 2 else 8), rest * 2 + (i & 1)]
+    lines = ["    mul.wide.u32 %d10, %r0, 4;"]
+    for i in range(10):
+        source, first = (0, 0) if i < 4 else (1, 4) if i < 6 else (2, 6)
+        lines.append(f"    add.s64 %d11, %d{source}, %d10;")
+        lines.append(f"    ld.global.b32 %r{20 + i}, [%d11+{256 * (i - first)}];")
+    lines.append(
+        f"    mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{%r40, %r41, %r42, %r43}}, "
+        "{%r20, %r21, %r22, %r23}, {%r24, %r25}, {%r26, %r27, %r28, %r29};"
+    )
+    lines.append("    add.s64 %d11, %d3, %d10;")
+    lines += [f"    st.global.b32 [%d11+{256 * i}], %r{40 + i};" for i in range(4)]
+    out = np.zeros((4, 64), np.float32)
+    run(kernel("\n".join(lines)), (fragments["a"], fragments["b"], sums, out), 64)
+    want = (a.double() @ b.double() + c.double()).float().numpy()
+    got = np.zeros((2, 16, 8), np.float32)
+    for thread in range(64):
+        for i in range(4):
+            got[thread // 32, thread % 32 // 4 + (0 if i < 2 else 8), thread % 4 * 2 + (i & 1)] = out[i, thread]
+    assert (np.isnan(got) == np.isnan(want)).all()
+    assert np.isnan(got[1, 3]).all()
+    assert np.isnan(got).sum() == 8
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)

@@ -217,6 +217,78 @@ def test_two_warps_may_write_the_same_value() -> None:
     run(kernel(SHARED + "st.shared.b32 [tile], 3;", 1), (np.zeros(1, np.uint32),), 64)
 
 
+# Two warps of 32 threads; each thread copies 4 bytes of p1 to its place of the tile, twice.
+COPIES = (
+    SHARED
+    + """
+    mul.wide.u32 %d10, %r0, 4;
+    add.s64 %d12, %d1, %d10;
+    cp.async.ca.shared.global [%r2], [%d12], 4;
+    cp.async.commit_group;
+    cp.async.ca.shared.global [%r2+256], [%d12+256], 4;
+    cp.async.commit_group;
+"""
+).replace("tile[256]", "tile[512]")
+
+
+@pytest.mark.parametrize(
+    ("wait", "place", "want"),
+    [
+        ("cp.async.wait_group 0;", 256, 2),
+        ("cp.async.wait_all;", 256, 2),
+        ("cp.async.wait_group 1;", 0, 1),
+        # Not waited for: what lay there before.
+        ("cp.async.wait_group 1;", 256, None),
+        ("cp.async.wait_group 2;", 0, None),
+    ],
+)
+def test_asynchronous_copies(wait: str, place: int, want: int | None) -> None:
+    source = np.concatenate([np.arange(64), 1000 + np.arange(64)]).astype(np.uint32)
+    out = np.zeros(64, np.uint32)
+    run(kernel(COPIES + f"    {wait}\n    ld.shared.b32 %r9, [%r2+{place}];\n" + STORE, 2), (out, source), 64)
+    same(out, np.full(64, 2**32 - 1, np.uint32) if want is None else source[64 * (want - 1) : 64 * want])
+
+
+def test_asynchronous_copies_of_nothing_are_zeros() -> None:
+    body = (
+        SHARED
+        + """
+    add.s64 %d12, %d1, 4096;
+    setp.lt.u32 %p1, %r0, 5;
+    selp.b64 %d13, %d1, %d12, %p1;
+    selp.b32 %r3, 4, 0, %p1;
+    cp.async.ca.shared.global [%r2], [%d13], 4, %r3;
+    cp.async.wait_all;
+    ld.shared.b32 %r9, [%r2];
+"""
+    )
+    out = np.full(64, 9, np.uint32)
+    run(kernel(body + STORE, 2), (out, np.full(1, 7, np.uint32)), 64)
+    same(out, np.where(np.arange(64) < 5, 7, 0).astype(np.uint32))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # Another warp's copy, waited for by that warp alone.
+        COPIES + "    cp.async.wait_all;\n    xor.b32 %r3, %r2, 128;\n    ld.shared.b32 %r9, [%r3];\n",
+        # A copy over what another warp may still read.
+        SHARED
+        + """
+    st.shared.b32 [%r2], 0;
+    bar.sync 0;
+    xor.b32 %r3, %r2, 128;
+    ld.shared.b32 %r9, [%r3];
+    cp.async.ca.shared.global [%r2], [%d1], 4;
+    cp.async.wait_all;
+""",
+    ],
+)
+def test_races_of_asynchronous_copies(body: str) -> None:
+    with pytest.raises(PtxError, match="race"):
+        run(kernel(body + STORE, 2), (np.zeros(64, np.uint32), np.zeros(128, np.uint32)), 64)
+
+
 @pytest.mark.parametrize(
     "unknown",
     [
@@ -237,7 +309,10 @@ def test_two_warps_may_write_the_same_value() -> None:
         "bar.sync 0, 64;",
         "prmt.b32.f4e %r1, %r2, %r3, %r4;",
         "wgmma.fence.sync.aligned;",
-        "cp.async.ca.shared.global [%r1], [%d0], 16;",
+        "cp.async.ca.shared.global [%r1], [%d0], 12;",
+        "cp.async.mbarrier.arrive.b64 [%r1];",
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%r1}, {%r2}, {%r3}, {%r4};",
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.bf16.f32 {%r1}, {%r2}, {%r3}, {%r4};",
         "call.uni f;",
         "add.s32 %r1, %r2, %nowhere;",
         "add.s64 %r1, %r2, %r3;",
