@@ -300,8 +300,8 @@ void define(py::module_& m, const char* name, Args (*make)(P...), int (*run)(con
 constexpr const char* kCrops[] = {"frame", "frame_size", "row_stride", "boxes", "out", "count", "size"};
 constexpr const char* kRegions[] = {"mask",   "mask_is_float", "mask_size", "keypoints",          "map",   "workspace",
                                     "people", "size",          "limit",     "keypoint_threshold", "layout"};
-constexpr const char* kConv[] = {"sources",        "out",    "residual", "weights",   "scale", "bias",
-                                 "residual_scale", "dtype",    "out_dtype", "relu"};
+constexpr const char* kConv[] = {"sources",        "out",   "residual",  "weights", "scale", "bias",
+                                 "residual_scale", "dtype", "out_dtype", "relu"};
 constexpr const char* kInputs[] = {"crops",   "map",   "out",   "workspace", "people", "pixels",
                                    "regions", "dtype", "scale", "mean",      "std"};
 constexpr const char* kAlign[] = {
