@@ -40,7 +40,8 @@ def test_json(cli: Cli) -> None:
     assert [one["precision"] for one in passes.values()] == ["float32", "bfloat16", "bfloat16"]
 
 
-def test_table(cli: Cli) -> None:
+def test_table(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # wide enough for a line a row
     outcome = cli("cost", *SMALL, "--precision", "float16")
     assert (outcome.code, outcome.out) == (0, "")
     assert "resnet18, 2 people, 64x32, shape full: COMPUTED, not measured" in outcome.err
