@@ -51,10 +51,9 @@ class Portable(nn.Module):
                 self.register_buffer(f"bias{i}", step.bias)
                 for j, source in enumerate(step.sources):
                     self.register_buffer(f"weight{i}_{j}", source.weight)
-        neck = model.ma.neck
-        gain = torch.rsqrt(neck.running_var + neck.eps) * neck.weight.detach()
-        self.register_buffer("gain", gain.detach().cpu().clone())
-        self.register_buffer("shift", neck.running_mean.detach().cpu().clone())
+        mean, gain = model.ma.neck.folded()
+        self.register_buffer("gain", gain.cpu())
+        self.register_buffer("shift", mean.cpu())
         for k, branch in enumerate(self.branches):
             h, w, _ = self.program.layers(branch.size)[-1]
             self.register_buffer(f"rows{k}", averaging(branch.size[0], h))
@@ -171,11 +170,9 @@ def export(
             else:
                 wrapped = _WithKernels(model) if kernels else Portable(model)
                 place = device if kernels else torch.device("cpu")
-                people = torch.export.Dim("people", min=1)
-                shapes = {"crops": {0: people}, "region_map": {0: people}}
                 given = tuple(part.to(place) for part in example)
                 with _quiet():
-                    torch.export.save(torch.export.export(wrapped.eval(), given, dynamic_shapes=shapes), partial)
+                    torch.export.save(torch.export.export(wrapped.eval(), given, dynamic_shapes=_any_people()), partial)
                 got = torch.export.load(partial).module()(*(part.to(place) for part in other)).cpu()
         error = float("nan") if got is None else float((got - want).abs().max())
         if not (got is None or error <= TOLERANCE):
@@ -211,8 +208,13 @@ def _people(model: MGRAN, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return crops, region_map
 
 
-def _write_onnx(portable: Portable, example: tuple[torch.Tensor, torch.Tensor], path: Path) -> None:
+def _any_people() -> dict[str, dict[int, torch.export.Dim]]:
+    """Which size both exporters leave open."""
     people = torch.export.Dim("people", min=1)
+    return {"crops": {0: people}, "region_map": {0: people}}
+
+
+def _write_onnx(portable: Portable, example: tuple[torch.Tensor, torch.Tensor], path: Path) -> None:
     with _quiet():
         torch.onnx.export(
             portable,
@@ -220,7 +222,7 @@ def _write_onnx(portable: Portable, example: tuple[torch.Tensor, torch.Tensor], 
             path,
             input_names=["crops", "region_map"],
             output_names=["embeddings"],
-            dynamic_shapes={"crops": {0: people}, "region_map": {0: people}},
+            dynamic_shapes=_any_people(),
             dynamo=True,
             opset_version=_OPSET,
             external_data=False,

@@ -128,7 +128,6 @@ def _pack_windowed(steps: tuple[Conv | Pool, ...]) -> tuple[list[dict[str, Any]]
 
 
 def _unpack_windowed(plain: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> tuple[Conv | Pool, ...]:
-
     steps: list[Conv | Pool] = []
     for i, step in enumerate(plain):
         if "pool" in step:

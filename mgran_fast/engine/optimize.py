@@ -69,9 +69,8 @@ def optimize(
         executor = Windowed(cpu.float_steps(steps, PRECISIONS[precision], **normalisation), windows=windows)
     else:
         executor = Fused(steps, PRECISIONS[precision], device, **normalisation)
-    neck = model.ma.neck
-    gain = torch.rsqrt(neck.running_var + neck.eps) * neck.weight.detach()
-    shift = neck.running_mean.detach().clone().cpu() + (0.0 if calibration is None else calibration.shift)
+    mean, gain = model.ma.neck.folded()
+    shift = mean.cpu() + (0.0 if calibration is None else calibration.shift)
     moved = (shift.to(device), gain.to(device))
     return Engine(
         model.alignment, model.config, precision, executor, moved, branches(model), device, calibration, graphs=graphs

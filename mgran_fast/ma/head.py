@@ -43,6 +43,11 @@ class BNNeck(nn.Module):
                 self.running_var.lerp_(unbiased.to(share.dtype), share.expand_as(var))
         return (x - mean) * torch.rsqrt(var + self.eps) * self.weight * seen
 
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eval mode as (features - mean) * gain: both [P, D], copies without gradients."""
+        gain = torch.rsqrt(self.running_var + self.eps) * self.weight.detach()
+        return self.running_mean.detach().clone(), gain
+
 
 class Classifiers(nn.Module):
     """One linear classifier without bias for each of P inputs: [N, P, D] -> logits [N, P, K]."""
