@@ -16,8 +16,9 @@ from mgran_fast.errors import CheckpointError, DataError
 from mgran_fast.metrics.evaluation import evaluate
 from mgran_fast.model import MGRAN
 from mgran_fast.train.config import TrainConfig
+from mgran_fast.train.data import TrainingData
 from mgran_fast.train.lightning import CHECKPOINT, SETTINGS, STATE, Recorder, begin, check_output, fit
-from mgran_fast.train.module import TrainingData, TrainingModule
+from mgran_fast.train.module import TrainingModule
 
 __all__ = ["CHECKPOINT", "SETTINGS", "STATE", "TrainResult", "build", "check", "digest", "train"]
 

@@ -11,7 +11,8 @@ import torch
 
 from mgran_fast.data import BadPicture, CropDataset, DataSet, MaskFiles, PKBatchSampler, Sample, collate
 from mgran_fast.train.config import TrainConfig
-from mgran_fast.train.module import SeededBatches, SeededCrops, TrainingData, TrainingModule, WarmupCosine
+from mgran_fast.train.data import SeededBatches, SeededCrops, TrainingData
+from mgran_fast.train.module import TrainingModule, WarmupCosine
 from mgran_fast.train.precision import lightning_precision
 from mgran_fast.train.run import build
 
