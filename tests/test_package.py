@@ -111,7 +111,7 @@ def test_doctor_names_a_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- imports point one way ----------------------------------------------------------------------------------------
 
 # Each unit, and what of the package it may import beside itself. A unit is a folder or a module of its own.
-PLAIN = {"errors", "layouts", "mra.estimate"}
+PLAIN = {"errors", "layouts", "ranks", "mra.estimate"}
 OPS = PLAIN | {"reference", "kernels", "ops"}
 MODEL = OPS | {"mra", "ma", "alignment", "model"}
 MIDDLE = MODEL | {"weights", "data", "metrics", "train", "engine"}
@@ -119,6 +119,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "aspect": set(),
     "layouts": set(),
+    "ranks": set(),
     "mra.estimate": set(),
     "reference": PLAIN,
     "kernels": PLAIN | {"reference"},
