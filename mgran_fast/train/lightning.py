@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 #: What a run leaves in its folder.
 CHECKPOINT = "model.safetensors"
-SETTINGS = "settings.json"
+SETTINGS = "settings.yaml"
 STATE = "checkpoints/last.ckpt"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,8 +11,8 @@ import torch
 from mgran_fast.data import Batch, Problems
 from mgran_fast.ma import MAOutput
 from mgran_fast.model import MGRAN
+from mgran_fast.train import losses, optim
 from mgran_fast.train.config import TrainConfig
-from mgran_fast.train.losses import RegionLoss
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +29,11 @@ class TrainingModule(pl.LightningModule):
     def __init__(self, model: MGRAN, config: TrainConfig, steps: int) -> None:
         super().__init__()
         self.model, self.config, self.steps = model, config, steps
-        self.loss = RegionLoss(config.label_smoothing, config.margin)
+        ma = model.ma
+        self.loss = losses.build(config, model.num_classes, len(model.layout.inputs), ma.trunk.dim)
+        if config.identity_loss == "oim" and ma.classifiers is not None:
+            # The table of the loss stands in for them; nothing may wait for gradients that never come.
+            ma.classifiers.requires_grad_(False)
         self.problems = Problems()
         #: How many pictures the epoch has shown so far.
         self.shown = 0
@@ -78,48 +81,20 @@ class TrainingModule(pl.LightningModule):
             return None
         output = self.model(batch.crops, region_map=batch.region_maps)
         assert isinstance(output, MAOutput)
-        losses = self.loss(output, batch.labels)
-        loss: torch.Tensor = losses.identity + self.config.triplet * losses.triplet
+        found = self.loss(output, batch.labels)
+        loss: torch.Tensor = self.config.identity_weight * found.identity + self.config.metric_weight * found.metric
         size = len(batch)
         # A run that no longer learns anything should stop at once, not after hours.
         if self.global_step % 50 == 0 and not bool(loss.isfinite()):
             value = float(loss.detach())
             raise FloatingPointError(f"the loss is {value} at step {self.global_step}: lower the learning rate")
         self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
-        self.log("identity loss", losses.identity, on_step=False, on_epoch=True, batch_size=size)
-        self.log("triplet loss", losses.triplet, on_step=False, on_epoch=True, batch_size=size)
-        self.log("accuracy", losses.accuracy, prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
+        self.log("identity loss", found.identity, on_step=False, on_epoch=True, batch_size=size)
+        self.log("metric loss", found.metric, on_step=False, on_epoch=True, batch_size=size)
+        self.log("accuracy", found.accuracy, prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
     def configure_optimizers(self) -> Any:
-        parameters = list(self.model.ma.named_parameters())
-        # Biases and norms are vectors; decaying them only shrinks what batch norm scales back.
-        decayed = [p for name, p in parameters if p.ndim > 1 and not name.startswith("neck.")]
-        others = [p for name, p in parameters if p.ndim <= 1 or name.startswith("neck.")]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
-        )
+        optimizer, schedule = optim.build(self.model, self.loss, self.config, self.steps)
         # Not Lightning's estimate: asking for it starts the workers before a resumed run knows its epoch.
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, WarmupCosine(self.steps, self.config.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class WarmupCosine:
-    """The share of the learning rate at a step: rising linearly, then a half cosine down to 0.
-
-    Args:
-        steps: of the whole run, 1 or more.
-        warmup: the share of them that rises, in [0, 1).
-    """
-
-    def __init__(self, steps: int, warmup: float) -> None:
-        self.steps, self.rise = steps, math.ceil(warmup * steps)
-
-    def __call__(self, step: int) -> float:
-        if step < self.rise:
-            return (step + 1) / self.rise
-        progress = (step - self.rise) / max(1, self.steps - self.rise)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -12,8 +12,8 @@ from mgran_fast.data.dataset import Problems
 from mgran_fast.data.labels import LabelledBatch, PictureBatch
 from mgran_fast.layouts import KEYPOINT_FLIP
 from mgran_fast.mra.maskrcnn import MaskRCNN
-from mgran_fast.train.module import WarmupCosine
 from mgran_fast.train.mra.config import MRAConfig
+from mgran_fast.train.optim import WarmupCosine
 
 #: A keypoint with a lower score is not learnt from: the detector's keypoint loss knows no weights, and a guess of a
 #: teacher is worth less than nothing. As in :func:`mgran_fast.ops.regions`.

@@ -14,9 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from mgran_fast.data.dataset import Problems
 from mgran_fast.data.labels import LabelledBatch
 from mgran_fast.mra.regionnet import Maps, RegionNet
-from mgran_fast.train.module import WarmupCosine
 from mgran_fast.train.mra.augment import AugmentSettings, BatchAugment
 from mgran_fast.train.mra.config import MRAConfig
+from mgran_fast.train.optim import WarmupCosine
 
 #: Deviation, in cells, of the Gaussian around a keypoint that its heatmap is to show.
 SIGMA = 1.2
