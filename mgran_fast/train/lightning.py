@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mgran_fast.data import Problems
 from mgran_fast.errors import CheckpointError, DataError
+from mgran_fast.train import logs
 from mgran_fast.train.precision import lightning_precision
 from mgran_fast.train.settings import Settings
 
@@ -95,13 +96,14 @@ def fit(
     """Train, or go on from the state in ``output``. Raises KeyboardInterrupt as it came."""
     state = output / STATE
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    meter, *writers = logs.callbacks(output, epochs=epochs, progress=progress)
     used = [
+        meter,
         *callbacks,
+        *writers,
         # Every epoch, and replaced as a whole: a killed run loses one epoch at most.
         ModelCheckpoint(output / "checkpoints", filename="last", save_top_k=1, enable_version_counter=False),
     ]
-    if progress:
-        used.append(TQDMProgressBar(leave=False))
     with quiet():
         trainer = pl.Trainer(
             max_epochs=epochs,

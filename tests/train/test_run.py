@@ -23,6 +23,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from mgran_fast.data import Batch, DataSet, MaskFiles, PKBatchSampler, read_market
 from mgran_fast.errors import CheckpointError, DataError
 from mgran_fast.model import MGRAN
+from mgran_fast.train import logs
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.lightning import AtomicFiles
 from mgran_fast.train.module import TrainingModule
@@ -41,7 +42,8 @@ def same_weights(a: MGRAN, b: MGRAN) -> bool:
 
 
 def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in history]
+    timed = ("seconds", "persons_per_second", "waiting")
+    return [{name: value for name, value in line.items() if name not in timed} for line in history]
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -79,7 +81,8 @@ def spoil(paths: list[Path]) -> None:
 
 def test_a_run_writes_model_settings_and_state(whole: TrainResult, settings: Settings) -> None:
     folder = whole.checkpoint.parent
-    assert sorted(contents(folder)) == sorted([CHECKPOINT, SETTINGS, STATE])
+    left = [name for name in contents(folder) if not name.startswith(f"{logs.TENSORBOARD}/")]
+    assert sorted(left) == sorted([CHECKPOINT, SETTINGS, STATE, logs.HISTORY, logs.CURVES])
     assert yaml.safe_load((folder / SETTINGS).read_text())["epochs"] == 3
     assert same_weights(MGRAN.from_file(whole.checkpoint, num_classes=6), whole.model)
     assert not whole.model.training
@@ -93,6 +96,11 @@ def test_the_history_of_a_run(whole: TrainResult) -> None:
         assert 0 < line["loss"] < 20
         assert 0 <= line["accuracy"] <= 1
         assert line["seconds"] > 0
+        assert line["persons_per_second"] > 0
+        assert 0 < line["waiting"] < 1
+    lines = logs.read(whole.checkpoint.parent / logs.HISTORY)
+    told = [{name: value for name, value in line.items() if name not in ("step", "learning_rate")} for line in lines]
+    assert told == [pytest.approx(line, rel=1e-5) for line in whole.history]
     assert whole.seconds == pytest.approx(sum(line["seconds"] for line in whole.history))
     assert whole.problems == []
     assert whole.counts == {"training pictures without a mask": 0, "training pictures without keypoints": 0}
