@@ -7,12 +7,14 @@ from mgran_fast.data.market import read_market
 from mgran_fast.data.masks import MaskFiles, RegionSource
 from mgran_fast.data.pictures import read_mask, read_picture
 from mgran_fast.data.records import DataSet, Record
-from mgran_fast.data.samplers import PKBatchSampler
+from mgran_fast.data.samplers import BalancedBatchSampler, CameraBatchSampler, PKBatchSampler
 
 __all__ = [
     "Augment",
     "BadPicture",
+    "BalancedBatchSampler",
     "Batch",
+    "CameraBatchSampler",
     "CropDataset",
     "DataSet",
     "MaskFiles",

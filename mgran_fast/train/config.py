@@ -7,12 +7,11 @@ import math
 from dataclasses import dataclass
 
 from mgran_fast import layouts, ops
+from mgran_fast.data import samplers
 from mgran_fast.ma.network import SHAPES
 from mgran_fast.ma.trunk import STATISTICS, TRUNKS
 from mgran_fast.train.settings import Settings
 
-#: How the pictures of a batch are chosen, see :mod:`mgran_fast.data.samplers`.
-SAMPLERS = ("pk", "balanced", "camera")
 IDENTITY_LOSSES = ("softmax", "oim")
 METRIC_LOSSES = ("triplet", "soft_triplet", "circle", "none")
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -30,8 +29,8 @@ class TrainConfig(Settings):
         epochs: passes over the training pictures.
         people, pictures: P people with K pictures each make a batch, on all ranks together.
         batches: batches of an epoch; None for as many as show each picture once on average.
-        sampler: "pk" (everybody comes once before anybody comes again), "balanced" (everybody comes equally often in
-            an epoch, to the number) or "camera" (as "pk", K pictures from as many cameras as there are).
+        sampler: "pk" (within an epoch everybody comes once before anybody comes again), "balanced" (the same over the
+            whole run) or "camera" (as "pk", K pictures from as many cameras as there are).
         accumulate: batches whose gradients are summed into one step of the optimizer.
         identity_loss: "softmax" (cross-entropy of the classifiers) or "oim" (online instance matching).
         identity_weight: its weight.
@@ -147,7 +146,7 @@ class TrainConfig(Settings):
             ("last_stride", (1, 2)),
             ("statistics", STATISTICS),
             ("pooling", ops.POOLING_MODES),
-            ("sampler", SAMPLERS),
+            ("sampler", samplers.KINDS),
             ("identity_loss", IDENTITY_LOSSES),
             ("metric_loss", METRIC_LOSSES),
             ("optimizer", OPTIMIZERS),
