@@ -16,6 +16,7 @@ from mgran_fast.cli import common
 from mgran_fast.data import DataSet, Masks
 from mgran_fast.errors import DataError, MGRANError
 from mgran_fast.metrics.evaluation import evaluate
+from mgran_fast.train import logs
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.run import STATE, build, check, train
 from mgran_fast.weights.trunk import load_trunk
@@ -85,6 +86,7 @@ def train_and_evaluate(
     seconds["evaluate after"] = time.perf_counter() - start
     final = results["trained"].ranking
     trained.history[-1].update(rank1=final.at(1), map=final.map)
+    logs.amend(output, {"rank1": final.at(1), "map": final.map})
     path = common.write_report(
         output / "report.html",
         title=title,
@@ -117,6 +119,8 @@ def _epoch(line: dict[str, float], epochs: int) -> str:
     text = f"epoch {line['epoch']:.0f}/{epochs}: {line['seconds']:.0f} s"
     if "loss" in line:
         text += f", loss {line['loss']:.3f}, training accuracy {100 * line['accuracy']:.1f} %"
+    if "waiting" in line:
+        text += f", {line['persons_per_second']:.0f} persons/s, {100 * line['waiting']:.0f} % waiting for data"
     if "rank1" in line:
         text += f", Rank-1 {100 * line['rank1']:.1f} %, mAP {100 * line['map']:.1f} %"
     return text

@@ -367,7 +367,7 @@ def _headline(report: Report) -> list[tuple[str, float | None, float | None]]:
 
 
 def _cell(key: str, value: float | None) -> str:
-    return _percent(value) if ACCURACY.fullmatch(key) else _number(value)
+    return _percent(value) if ACCURACY.fullmatch(key) or key == "waiting" else _number(value)
 
 
 def _percent(value: float | None) -> str:

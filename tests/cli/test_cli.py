@@ -104,7 +104,8 @@ def test_training_tells_people_what_happens(trained: Any) -> None:
     lines = trained.outcome.err.splitlines()
     assert lines[0] == "data: 24 training pictures of 6 people, 8 queries, 8 in the gallery"
     assert any(line.startswith("before training: Rank-1 ") for line in lines)
-    assert any(re.match(r"epoch 1/1: \d+ s, loss \d+\.\d{3}, training accuracy", line) for line in lines)
+    epoch = r"epoch 1/1: \d+ s, loss \d+\.\d{3}, training accuracy \d+\.\d %, \d+ persons/s, \d+ % waiting for data"
+    assert any(re.fullmatch(epoch, line) for line in lines)
     assert lines[-1].startswith("report: ")
     assert "Warning" not in trained.outcome.err
     assert "Lightning" not in trained.outcome.err
@@ -118,6 +119,15 @@ def test_training_leaves_a_report_and_a_model(trained: Any) -> None:
     assert "queries without a match" in page
     model = MGRAN.from_file(trained.folder / "model.safetensors", layout="region", num_classes=6)
     assert model.size == (32, 16)
+
+
+def test_training_leaves_its_history(trained: Any) -> None:
+    table = [line.split(",") for line in (trained.folder / "history.csv").read_text().splitlines()]
+    last = dict(zip(table[0], map(float, table[-1]), strict=True))
+    assert last["epoch"] == 1
+    assert last["rank1"] == pytest.approx(trained.outcome.json["trained"]["rank1"], rel=1e-5)
+    assert last["map"] == pytest.approx(trained.outcome.json["trained"]["map"], rel=1e-5)
+    assert (trained.folder / "curves.png").is_file()
 
 
 def test_resuming_a_finished_run(trained: Any, tiny: DataSet, quick: tuple[str, ...], tmp_path: Path, cli: Cli) -> None:

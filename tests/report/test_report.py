@@ -213,9 +213,10 @@ def test_an_empty_report_says_so() -> None:
 
 def test_figures_that_are_missing_or_not_numbers_are_dashes() -> None:
     nan = float("nan")
-    history = [{"loss": nan}, {"loss": nan, "rank1": 0.5}, {"loss": 2.0}]
+    history = [{"loss": nan}, {"loss": nan, "rank1": 0.5}, {"loss": 2.0, "waiting": 0.0625}]
     scores = [Scores("only", {1: nan, 5: 0.5}, 0.5, ())]
     text = page.render(report(history=history, scores=scores, seconds={"a": nan, "b": 0.0}))
+    assert "6.2\u00a0%" in text, "waiting is a share"
     assert "NaN" not in text
     assert "nan%" not in text
     assert ">nan" not in text
