@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,33 @@ from mgran_fast.mra import Estimator
 #: For people. What a program reads (--json) goes to standard output alone.
 # No markup: paths and names of data sets may hold any brackets.
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def open_data(
+    data: Path,
+    dataset: str = "auto",
+    variant: str | None = None,
+    split: int | None = None,
+    counts: str = "published",
+    *,
+    need: Collection[str] | None = ("train", "query", "gallery"),
+) -> DataSet:
+    """The data set that the options name.
+
+    Args:
+        data: its folder, or the file of a table.
+        dataset, variant, split: see :func:`mgran_fast.data.sets.open_set`.
+        counts: "published", "any", or the path of a JSON file as ``mgran-fast datasets check --json`` prints it.
+        need: the parts that must be there; None: all that the set has.
+
+    Raises DataError or MGRANError.
+    """
+    from mgran_fast.data.sets import open_set
+    from mgran_fast.data.sets.checks import Counts
+
+    expected = counts if counts in ("published", "any") else Counts.from_file(counts)
+    with bar("pictures") as step:
+        return open_set(dataset, data, variant=variant, split=split, counts=expected, need=need, progress=step)
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:

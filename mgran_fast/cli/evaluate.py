@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mgran_fast.cli import WORKERS, app
+from mgran_fast.cli.options import Counts, Dataset, Split, Variant
 from mgran_fast.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ CALIBRATION = 64
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Folder in the Market-1501 layout.")],
+    data: Annotated[Path, typer.Option(help="Folder of the data set, or file of a table: mgran-fast datasets.")],
     checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a run.")] = Path(
         "runs/train/model.safetensors"
     ),
@@ -51,6 +52,10 @@ def evaluate(
     report: Annotated[Path | None, typer.Option(help="Write a report here.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = WORKERS,
+    dataset: Dataset = "auto",
+    variant: Variant = None,
+    split: Split = None,
+    counts: Counts = "published",
     blur_faces: Annotated[bool, typer.Option("--blur-faces", help="Hide the heads in the report.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -61,7 +66,6 @@ def evaluate(
     import torch
 
     from mgran_fast.cli import common
-    from mgran_fast.data import read_market
     from mgran_fast.metrics.evaluation import evaluate as run
     from mgran_fast.model import MGRAN
 
@@ -70,30 +74,30 @@ def evaluate(
     model = MGRAN.from_file(checkpoint, layout=layout, mra=None if mra is None else common.open_estimator(mra))
     if torch.cuda.is_available():
         model = model.cuda()
-    dataset = read_market(data, need=("query", "gallery"))
-    common.tell_notes(dataset)
-    files = common.open_masks(dataset.root, masks, wanted=mra is None and not model.layout.whole)
+    found = common.open_data(data, dataset, variant, split, counts, need=("query", "gallery"))
+    common.tell_notes(found)
+    files = common.open_masks(found.root, masks, wanted=mra is None and not model.layout.whole)
     if files is None and mra is None and not model.layout.whole:
-        common.console.print(f"{dataset.root}: no regions/ nor masks/ beside the pictures; RegionNet makes the masks")
+        common.console.print(f"{found.root}: no regions/ nor masks/ beside the pictures; RegionNet makes the masks")
     if files is not None:
-        files.check(dataset.gallery, "gallery")
-    encode = None if precision is None else _engine(model, precision, dataset, files).encode
+        files.check(found.gallery, "gallery")
+    encode = None if precision is None else _engine(model, precision, found, files).encode
     start = time.perf_counter()
     with common.bar("evaluate") as step:
-        found = run(
-            model, dataset.query, dataset.gallery, files, batch_size=batch_size, workers=workers, progress=step,
+        result = run(
+            model, found.query, found.gallery, files, batch_size=batch_size, workers=workers, progress=step,
             encode=encode,
         )  # fmt: skip
     seconds = {"evaluate": time.perf_counter() - start}
-    title = f"{checkpoint.parent.name or checkpoint.name} on {dataset.name}"
-    results = {"model": found}
+    title = f"{checkpoint.parent.name or checkpoint.name} on {found.name}"
+    results = {"model": result}
     path = None
     if report is not None:
         path = common.write_report(
             report,
             title=title,
             model=model,
-            dataset=dataset,
+            dataset=found,
             masks=files,
             results=results,
             history=[],
@@ -107,8 +111,8 @@ def evaluate(
     if json_:
         common.print_json(
             {
-                **common.figures(found),
-                "counts": found.counts,
+                **common.figures(result),
+                "counts": result.counts,
                 "seconds": seconds["evaluate"],
                 "report": None if path is None else str(path),
             }

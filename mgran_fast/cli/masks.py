@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mgran_fast.cli import WORKERS, app
+from mgran_fast.cli.options import Counts, Dataset, Split, Variant
 from mgran_fast.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ _LISTED = 20
 
 @app.command()
 def masks(
-    dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="Folder in the Market-1501 layout, or any folder of pictures.")
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATASET", help="Folder of a data set, file of a table, or any folder of pictures."),
     ],
     mra: Annotated[
         str,
@@ -44,12 +46,17 @@ def masks(
     size: Annotated[str, typer.Option(help="Height x width that pictures are looked at and stored in.")] = "256x128",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = WORKERS,
+    dataset: Dataset = "auto",
+    variant: Variant = None,
+    split: Split = None,
+    counts: Counts = "published",
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compute masks, keypoints and region maps of a data set once.
 
-    Writes one file a part, DATASET/regions/<part>.sqlite (pictures.sqlite for a plain folder). train and evaluate
-    read DATASET/regions by themselves when it is there, before DATASET/masks; --masks FOLDER names another place.
+    Writes one file a part, DATASET/regions/<part>.sqlite (pictures.sqlite where folders are not parts). train and
+    evaluate read DATASET/regions by themselves when it is there, before DATASET/masks; --masks FOLDER names another
+    place.
 
     Run it again after a crash, a kill or a full disk, and whenever pictures were added, changed or removed: it goes
     on from what is stored and computes what is missing. Another estimator, layout, threshold or size computes all of
@@ -61,7 +68,7 @@ def masks(
 
     if files is not None and mra != "files":
         raise DataError("--files: only --mra files reads them; add it, or leave --files out")
-    root, parts = _parts(dataset)
+    root, parts = _parts(data, dataset, variant, split, counts)
     estimator = _estimator(mra, files or root)
     folder = output if output is not None else root / "regions"
     start = time.perf_counter()
@@ -133,11 +140,10 @@ def compute(
 
 
 def market_parts(dataset: DataSet) -> dict[str, list[Path]]:
-    """The pictures of each folder of a data set in the Market-1501 layout that has any."""
-    from mgran_fast.data.market import FOLDERS
+    """The pictures of each part of a data set, by its folder; "." for all where folders are not parts."""
+    from mgran_fast.data.sets import pictures_by_part
 
-    named = zip(FOLDERS.values(), (dataset.train, dataset.query, dataset.gallery), strict=True)
-    return {folder: [record.path for record in records] for folder, records in named if records}
+    return pictures_by_part(dataset)
 
 
 def _estimator(mra: str, files: Path) -> Estimator | MaskFiles:
@@ -147,23 +153,29 @@ def _estimator(mra: str, files: Path) -> Estimator | MaskFiles:
     return MaskFiles(files) if mra == "files" else common.open_estimator(mra)
 
 
-def _parts(dataset: Path) -> tuple[Path, dict[str, list[Path]]]:
+def _parts(
+    data: Path, name: str, variant: str | None, split: int | None, counts: str
+) -> tuple[Path, dict[str, list[Path]]]:
     """The data set's folder, and the pictures of each part; "." is a plain folder."""
     from mgran_fast.cli import common
     from mgran_fast.data.folder import list_pictures
-    from mgran_fast.data.market import FOLDERS, read_market
+    from mgran_fast.data.market import FOLDERS
+    from mgran_fast.data.sets import detect
 
+    kind = detect(data) if name == "auto" else name
     try:
-        found = read_market(dataset, need=())
+        # Of a plain folder in the Market-1501 layout any part will do.
+        need = () if kind == "market" else None
+        found = common.open_data(data, kind, variant, split, counts, need=need)
     except DataError:
-        pictures = list_pictures(dataset) if dataset.is_dir() else []
-        names, here = set(FOLDERS.values()), dataset.absolute()
+        pictures = list_pictures(data) if name == "auto" and kind == "market" and data.is_dir() else []
+        names, here = set(FOLDERS.values()), data.absolute()
         # Around or inside the parts of a data set: the reader's complaint tells which folder to give.
-        around = any(names & set(path.relative_to(dataset).parts) for path in pictures)
+        around = any(names & set(path.relative_to(data).parts) for path in pictures)
         if not pictures or around or (here.name in names and any(map(Path.is_dir, map(here.parent.joinpath, names)))):
             raise
-        common.console.print(f"{dataset}: {len(pictures)} pictures")
-        return dataset, {".": pictures}
+        common.console.print(f"{data}: {len(pictures)} pictures")
+        return data, {".": pictures}
     common.tell_notes(found)
     parts = market_parts(found)
     if not parts:

@@ -1,0 +1,218 @@
+"""One's own pictures by a table, CSV or Parquet: path, person, camera and, maybe, split.
+
+    path,person,camera,split
+    street/0001.jpg,alice,door,train
+
+A path is relative to the table's folder. People and cameras are whole numbers or any text. ``split`` is train, query
+or gallery; without that column a split is drawn.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mgran_fast.data.records import DataSet, Record
+from mgran_fast.data.sets.checks import (
+    JUNK,
+    Counts,
+    Tally,
+    check_overlap,
+    check_spelling,
+    count,
+    numbered,
+    plural,
+    safe,
+    whole,
+)  # fmt: skip
+from mgran_fast.data.sets.divide import divide, undivided
+from mgran_fast.data.sets.draw import put
+from mgran_fast.data.sets.info import SetInfo
+from mgran_fast.data.sets.people import LAST_SEED
+from mgran_fast.data.sets.reading import PARTS, Reading, Request
+from mgran_fast.errors import DataError, MGRANError
+
+#: The columns of a table; others are not looked at.
+COLUMNS, SPLIT = ("path", "person", "camera"), "split"
+#: How tables end.
+SUFFIXES = (".csv", ".parquet")
+
+
+class _Row(NamedTuple):
+    line: int
+    path: str
+    person: str
+    camera: str
+    split: str
+
+
+def recognise(root: Path) -> bool:
+    """Whether this is the file of a table."""
+    return root.suffix.lower() in SUFFIXES and not root.is_dir()
+
+
+def read(file: Path, request: Request) -> Reading:
+    """Read a table."""
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "no such file"
+        raise DataError(f"{file}: {what}; give the table, a {' or '.join(SUFFIXES)} file")
+    rows = list(_parquet(file) if file.suffix.lower() == ".parquet" else _csv(file))
+    if not rows:
+        raise DataError(f"{file}: no rows; each names a picture, a person and a camera")
+    _check_rows(file, rows)
+    notes = []
+    kept = [row for row in rows if whole(row.person) != JUNK]
+    if len(kept) < len(rows):
+        junk = len(rows) - len(kept)
+        notes.append(f"{junk} junk {plural(junk, 'picture')} (person -1) left out")
+    people, person_names = numbered(row.person for row in kept)
+    cameras, camera_names = numbered(row.camera for row in kept)
+    root = file.parent
+    records = [(row, Record(root / row.path, people[row.person], cameras[row.camera])) for row in kept]
+    if any(row.split for row in rows):
+        if request.split is not None:
+            raise DataError(f"{file}: has a column {SPLIT}; leave --split out")
+        parts = {part: tuple(sorted(r for row, r in records if row.split == part)) for part in PARTS}
+    elif request.split is None:
+        raise undivided(file)
+    else:
+        parts = divide(file, [record for _, record in records], request.split)
+    empty = [part for part in request.need if not parts[part]]
+    if empty:
+        raise DataError(f"{file}: no picture for {', '.join(empty)}; the column {SPLIT} tells train, query or gallery")
+    check_overlap(file, parts["train"], (*parts["query"], *parts["gallery"]))
+    dataset = DataSet(
+        name=file.stem,
+        root=root,
+        train=parts["train"],
+        query=parts["query"],
+        gallery=parts["gallery"],
+        notes=tuple(notes),
+        person_names=person_names,
+        camera_names=camera_names,
+    )
+    return Reading(dataset, count(dataset))
+
+
+def _csv(file: Path) -> Iterator[_Row]:
+    try:
+        # utf-8-sig: spreadsheets put a mark before the first column's name.
+        with open(file, newline="", encoding="utf-8-sig") as text:
+            lines = csv.reader(text)
+            names = [name.strip().lower() for name in next(lines, [])]
+            columns = _columns(file, names)
+            for values in lines:
+                if values and len(values) != len(names):
+                    raise DataError(f"{file}, line {lines.line_num}: {len(values)} values for {len(names)} columns")
+                if values:
+                    yield _row(file, lines.line_num, [values[column] for column in columns])
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: not a CSV file in UTF-8 ({error}); save it again as one") from error
+
+
+def _parquet(file: Path) -> Iterator[_Row]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise MGRANError(
+            f"{file}: Parquet takes pyarrow, which is not installed: pip install 'mgran_fast[datasets]'"
+        ) from error
+    try:
+        names = parquet.read_schema(file).names
+        columns = [names[column] for column in _columns(file, [name.strip().lower() for name in names])]
+        table = parquet.read_table(file, columns=columns)
+        values = [table.column(name).to_pylist() for name in columns]
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{file}: not a Parquet file that can be read ({error}); write it again") from error
+    for number, row in enumerate(zip(*values, strict=True), 1):
+        yield _row(file, number, row)
+
+
+def _columns(file: Path, names: Sequence[str]) -> list[int]:
+    """Where the columns are; the last is that of the split, if there is one."""
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise DataError(f"{file}: no column {', '.join(missing)}; a table has {', '.join(COLUMNS)} and maybe {SPLIT}")
+    return [names.index(name) for name in (*COLUMNS, SPLIT) if name in names]
+
+
+def _row(file: Path, line: int, values: Sequence[Any]) -> _Row:
+    texts = [_text(value) for value in values]
+    path, person, camera, split = (*texts, "") if len(texts) == len(COLUMNS) else texts
+    for name, text in zip(COLUMNS, (path, person, camera), strict=True):
+        if not text:
+            raise DataError(f"{file}, line {line}: no {name}; every row must tell it")
+    if len(texts) > len(COLUMNS) and split not in PARTS:
+        raise DataError(f"{file}, line {line}: {SPLIT} {split!r}; it must be {', '.join(PARTS[:-1])} or {PARTS[-1]}")
+    return _Row(line, safe(file, path, line), person, camera, split)
+
+
+def _text(value: Any) -> str:
+    """A value as text; whole numbers without a point, which is how tables with gaps store them."""
+    if value is None:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+
+
+def _check_rows(file: Path, rows: Sequence[_Row]) -> None:
+    people: dict[str, _Row] = {}
+    for row in rows:
+        before = people.setdefault(row.path, row)
+        if before is not row:
+            more = "" if before.person == row.person else f", as person {before.person} and person {row.person}"
+            raise DataError(f"{file}, line {row.line}: {row.path} is named twice{more}; remove one of the rows")
+        number = whole(row.person)
+        if number is not None and number < JUNK:
+            raise DataError(f"{file}, line {row.line}: person {row.person}; numbers must be 0 or more, or -1 for junk")
+    check_spelling(file, [row.person for row in rows])
+    missing = [row for row in rows if not (file.parent / row.path).is_file()]
+    if missing:
+        raise DataError(
+            f"{file.parent / missing[0].path}: {file.name}, line {missing[0].line} names it, and it is not there, one "
+            f"of {len(missing)} such; paths are relative to the table's folder"
+        )
+
+
+def draw(folder: Path, variant: str, size: tuple[int, int], seed: int) -> Counts:
+    """A miniature: ``people.csv`` with text for people and cameras and, where pyarrow is, the same as Parquet."""
+    rows = []
+    for number, person in enumerate(("alice", "bob", "carol", "dave", "erin"), 1):
+        for camera, door in ((1, "door"), (2, "gate")):
+            for view in range(2):
+                place = f"pictures/{number}{camera}{view}.jpg"
+                put(folder / place, number, camera, view, size, seed)
+                rows.append((place, person, door, "train" if number <= 3 else "query" if view == 0 else "gallery"))
+    with open(folder / "people.csv", "w", newline="", encoding="utf-8") as text:
+        csv.writer(text).writerows([(*COLUMNS, SPLIT), *rows])
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        pass
+    else:
+        columns = dict(zip((*COLUMNS, SPLIT), map(list, zip(*rows, strict=True)), strict=True))
+        parquet.write_table(pyarrow.table(columns), folder / "people.parquet")
+    return Counts({"train": Tally(12, 3, 2), "query": Tally(4, 2, 2), "gallery": Tally(4, 2, 2)}, "drawn")
+
+
+TABLE = SetInfo(
+    name="table",
+    title="a table of your own",
+    layout="""\
+people.csv or people.parquet, the file to give
+  path      of a picture, relative to the table's folder
+  person    a whole number, or any text
+  camera    a whole number, or any text
+  split     train, query or gallery; without this column --split SEED draws it
+""",
+    where="in the pictures' folder, or above it",
+    read=read,
+    draw=draw,
+    splits=(0, LAST_SEED),
+    drawn=True,
+    packages=("pyarrow",),
+)
