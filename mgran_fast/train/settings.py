@@ -243,4 +243,5 @@ def _told(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return reprlib.repr(value).replace("\n", " ")
+    text = reprlib.repr(value).replace("\n", " ")
+    return text if len(text) <= 100 else f"{text[:100]} ..."
