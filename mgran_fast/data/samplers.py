@@ -77,17 +77,11 @@ class PKBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        for name, value, least in (
-            ("people", people, 1), ("pictures", pictures, 1), ("seed", seed, 0), ("world", world, 1),
-        ):  # fmt: skip
+        for name, value, least in (("people", people, 1), ("pictures", pictures, 1), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, not {value}")
         if batches is not None and batches < 1:
             raise ValueError(f"batches must be 1 or more, not {batches}")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank must be in [0, {world}), not {rank}")
-        if people % world:
-            raise ValueError(f"{people} people cannot be divided among {world} processes; take a multiple of {world}")
         array = _integers(labels, "labels")
         _, place = np.unique(array, return_inverse=True)
         order = np.argsort(place, kind="stable")
@@ -99,10 +93,10 @@ class PKBatchSampler(Sampler[list[int]]):
             )
         self.people = people
         self.pictures = pictures
+        self.share(rank, world)
         self.seed = seed
         self.epoch = 0
         self.start = 0
-        self.rank, self.world = rank, world
         self.batches = batches if batches is not None else -(-array.size // (people * pictures))
 
     @property
@@ -116,7 +110,11 @@ class PKBatchSampler(Sampler[list[int]]):
     @property
     def batch_size(self) -> int:
         """The number of pictures of a batch on this rank, P * K on one alone."""
-        return self.people * self.pictures // self.world
+        if self.people % self.world:
+            raise ValueError(
+                f"{self.people} people cannot be divided among {self.world} processes; take a multiple of {self.world}"
+            )
+        return self.people // self.world * self.pictures
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, 0 or more, that the next iteration shows, from its start if it is another one."""
@@ -125,6 +123,16 @@ class PKBatchSampler(Sampler[list[int]]):
         if epoch != self.epoch:
             self.start = 0
         self.epoch = epoch
+
+    def share(self, rank: int, world: int) -> None:
+        """Show what rank ``rank`` of ``world`` processes sees from now on. Raises ValueError as the constructor."""
+        if world < 1:
+            raise ValueError(f"world must be 1 or more, not {world}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be in [0, {world}), not {rank}")
+        self.rank, self.world = rank, world
+        # Asked for its error.
+        _ = self.batch_size
 
     def skip(self, batches: int) -> None:
         """Leave out so many batches at the start of this epoch; the others are what they are without that."""

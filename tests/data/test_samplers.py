@@ -260,6 +260,9 @@ def test_ranks_and_cameras_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make("pk", list(range(6)), 6, 1, **options)
+    later = make("pk", list(range(6)), 6, 1)
+    with pytest.raises(ValueError, match="6 people cannot be divided among 4 processes"):
+        later.share(0, 4)
     with pytest.raises(ValueError, match="the sampler must be one of pk, balanced, camera, not 'random'"):
         make("random", [0, 1], 1, 1)
     with pytest.raises(ValueError, match="2 labels and 3 cameras"):
