@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,15 +12,28 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mgran_fast.data import Augment, BadPicture, CropDataset, DataSet, Masks, PKBatchSampler, Sample, collate
+from mgran_fast import ranks
+from mgran_fast.data import (
+    Augment,
+    BadPicture,
+    Batch,
+    CropDataset,
+    DataSet,
+    Masks,
+    PKBatchSampler,
+    Sample,
+    collate,
+    samplers,
+)
 from mgran_fast.train.config import TrainConfig
+from mgran_fast.train.signals import keep_reading
 
 
 class SeededBatches(Sampler[list[tuple[int, int]]]):
     """The batches of a PK sampler, each picture with a seed of its own for its augmentation.
 
-    The seeds depend on the run's seed and the epoch alone: neither the number of workers nor an interruption
-    changes what a run sees.
+    The seeds depend on the run's seed, the epoch and the place in it alone: neither the number of workers and ranks nor
+    an interruption changes what a run sees.
     """
 
     def __init__(self, batches: PKBatchSampler) -> None:
@@ -38,8 +53,12 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng((self.batches.seed, self.batches.epoch, 1))
-        for batch in self.batches:
-            yield list(zip(batch, rng.integers(0, 2**63, len(batch)).tolist(), strict=True))
+        start, size = self.batches.start, self.batches.batch_size
+        mine = slice(self.batches.rank * size, (self.batches.rank + 1) * size)
+        for place, batch in enumerate(self.batches.whole()):
+            seeds = rng.integers(0, 2**63, len(batch)).tolist()
+            if place >= start:
+                yield list(zip(batch[mine], seeds[mine], strict=True))
 
 
 class SeededCrops(Dataset["Sample | BadPicture"]):
@@ -66,8 +85,10 @@ class TrainingData(pl.LightningDataModule):
         self.dataset, self.masks, self.config = dataset, masks, config
         self.labels = {person: label for label, person in enumerate(dataset.people())}
         self.batches = SeededBatches(
-            PKBatchSampler(
+            samplers.build(
+                config.sampler,
                 [record.person for record in dataset.train],
+                [record.camera for record in dataset.train],
                 config.people,
                 config.pictures,
                 seed=config.seed,
@@ -93,16 +114,60 @@ class TrainingData(pl.LightningDataModule):
                 colour=config.jitter,
             ),
         )
-        if self.trainer is not None:
-            # Workers take up the first batches at once, before Lightning tells the sampler where a run resumes.
-            # (current_epoch still counts from the start then.)
-            done = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-            self.batches.set_epoch(done)
+        sampler = self.batches.batches
+        sampler.rank, sampler.world = ranks.rank(), ranks.world()
+        go_on(self, sampler)
         return DataLoader(
             SeededCrops(crops),
             batch_sampler=self.batches,
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
+            **reading(config.workers),
         )
+
+
+def go_on(data: pl.LightningDataModule, sampler: Any) -> None:
+    """Tell a sampler, by ``set_epoch`` and ``skip``, where the run that ``data`` belongs to goes on.
+
+    Workers take up the first batches at once, before Lightning tells the sampler of a resumed epoch.
+    """
+    if data.trainer is None:
+        return
+    # (current_epoch still counts from the start then.)
+    loop: Any = data.trainer.fit_loop
+    sampler.set_epoch(loop.epoch_progress.current.processed)
+    done = loop.epoch_loop.batch_progress.current.ready
+    # Of an epoch that is over all batches are done, and the next begins at its start.
+    sampler.skip(done if done < len(sampler) else 0)
+
+
+def reading(workers: int) -> dict[str, Any]:
+    """Arguments for a DataLoader of a training run with so many processes that read."""
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": keep_reading,
+        # Of its own: what a loader draws must not depend on how often a run was resumed.
+        "generator": torch.Generator(),
+    }
+
+
+def shared_out(batch: Batch, sizes: Sequence[int]) -> tuple[Batch, list[int]]:
+    """The pictures of all ranks, shared out anew in their order: for batches of which a rank could read nothing.
+
+    Args:
+        batch: of this rank.
+        sizes: the pictures of each rank, as many as ranks or more together.
+
+    Returns:
+        The batch of this rank, and the new sizes, which differ by 1 at most.
+    """
+    world, total = len(sizes), sum(sizes)
+    bounds = [total * r // world for r in range(world + 1)]
+    mine = slice(bounds[ranks.rank()], bounds[ranks.rank() + 1])
+    columns: dict[str, Any] = {
+        field.name: ranks.gather(value, sizes)[mine]
+        for field in fields(batch)
+        if isinstance(value := getattr(batch, field.name), torch.Tensor)
+    }
+    return Batch(**columns), [b - a for a, b in itertools.pairwise(bounds)]

@@ -1,27 +1,30 @@
-"""What every kind of training run does with Lightning: files that appear whole, resuming, interruption, the history."""
+"""What every kind of training run does with Lightning: what it leaves in its folder, resuming, and how it ends."""
 
 from __future__ import annotations
 
 import logging
-import math
-import os
 import signal
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.plugins.io import TorchCheckpointIO
+import torch.distributed as dist
+from pytorch_lightning.callbacks import Callback
 
-from mgran_fast.data import Problems
-from mgran_fast.errors import CheckpointError, DataError
+from mgran_fast import ranks
+from mgran_fast.errors import CheckpointError, DataError, MGRANError
 from mgran_fast.train import logs
+from mgran_fast.train.averaging import Averaging
+from mgran_fast.train.machines import Machines, is_first
 from mgran_fast.train.precision import lightning_precision
 from mgran_fast.train.settings import Settings
+from mgran_fast.train.signals import Interrupted, Signals, StopRun, told
+from mgran_fast.train.states import AtomicFiles, States
+from mgran_fast.train.watch import DivergedError
+from mgran_fast.weights import files
 
 _log = logging.getLogger(__name__)
 
@@ -29,15 +32,8 @@ _log = logging.getLogger(__name__)
 CHECKPOINT = "model.safetensors"
 SETTINGS = "settings.yaml"
 STATE = "checkpoints/last.ckpt"
-
-
-class Reports(Protocol):
-    """What a recorder asks of a Lightning module."""
-
-    #: The bad pictures so far.
-    problems: Problems
-    #: How many pictures or crops the epoch has shown so far; set to 0 by the recorder when one starts.
-    shown: int
+#: The pictures of the step whose loss was no number.
+DIVERGED = "diverged.txt"
 
 
 def check_output(output: Path, config: Settings, data: str, *, resume: bool) -> None:
@@ -53,15 +49,22 @@ def check_output(output: Path, config: Settings, data: str, *, resume: bool) -> 
 
 
 def begin(output: Path, config: Settings, data: str, module: pl.LightningModule, *, resume: bool) -> None:
-    """Make the folder of a run and write its settings; a state that is there must be whole and fit ``module``."""
+    """Make the folder of a run and write its settings; a state that is there must be whole and fit ``module``.
+
+    Of several processes the first one writes.
+    """
     if (output / STATE).is_file():
         _check_state(output / STATE, module)
     elif resume:
         _log.info("%s: nothing to resume from, starting anew", output)
+    if not is_first():
+        return
     step = "made"
     try:
         output.mkdir(parents=True, exist_ok=True)
         step = "written to"
+        for folder in (output, (output / STATE).parent):
+            files.sweep(folder)
         config.save(output / SETTINGS, data)
     except OSError as error:
         raise DataError(f"{output}: cannot be {step} ({error.strerror}); choose another --output") from None
@@ -92,115 +95,138 @@ def fit(
     epochs: int,
     precision: str,
     progress: bool,
+    machines: Machines | None = None,
+    accumulate: int = 1,
+    clip: float = 0.0,
+    ema: float = 0.0,
+    minutes: float = 0.0,
+    seed: int = 0,
 ) -> None:
-    """Train, or go on from the state in ``output``. Raises KeyboardInterrupt as it came."""
-    state = output / STATE
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    """Train, or go on from the state in ``output``; ``module`` then has the weights of the end, the averaged ones if
+    there are any. (Under the strategy fsdp they are in the state alone.)
+
+    Args:
+        machines: where; one process without it.
+        accumulate: batches whose gradients make one step.
+        clip: the largest norm of the gradient; 0 for no limit.
+        ema: decay of averaged weights; 0 for none.
+        minutes: between states within an epoch; 0 for states after epochs only.
+        seed: of what the module draws from torch's random numbers. The caller's stay as they are.
+
+    Raises:
+        Interrupted: a signal came; the state of that step is written.
+        KeyboardInterrupt: as it came, without a new state.
+        FloatingPointError: the loss is no number any more; the state before stays.
+        MGRANError: a process was killed, or the last state could not be written.
+        SystemExit: on other processes than the first, when all of them end so.
+    """
+    machines = Machines(devices=1) if machines is None else machines
+    state, atomic, signals = output / STATE, AtomicFiles(), Signals()
+    average = Averaging(ema) if ema else None
     meter, *writers = logs.callbacks(output, epochs=epochs, progress=progress)
-    used = [
-        meter,
-        *callbacks,
-        *writers,
-        # Every epoch, and replaced as a whole: a killed run loses one epoch at most.
-        ModelCheckpoint(output / "checkpoints", filename="last", save_top_k=1, enable_version_counter=False),
-    ]
-    with quiet():
+    used = [meter, *callbacks, *writers, States(state, atomic, minutes, signals)]
+    if average is not None:
+        used.insert(0, average)
+    chosen = machines.options()
+    grouped = ranks.world() > 1
+    with quiet(), signals, _seeded(seed):
         trainer = pl.Trainer(
+            **chosen,
             max_epochs=epochs,
-            accelerator=accelerator,
-            devices=1,
-            precision=lightning_precision(precision, accelerator),
+            precision=lightning_precision(precision, machines.device),
             callbacks=used,
             logger=False,
             enable_progress_bar=progress,
             enable_model_summary=False,
             log_every_n_steps=1,
-            plugins=[AtomicFiles()],
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=clip or None,
+            use_distributed_sampler=False,
+            plugins=[atomic, *machines.plugins()],
         )
-        handler = signal.getsignal(signal.SIGINT)
-        try:
+        # Asks the first process at every step whether a signal came, and waits for the GPU; ours is asked for already.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        with _endings(trainer, signals, output):
             # weights_only: a state from a stranger cannot run code.
             trainer.fit(module, datamodule=data, ckpt_path=state if state.is_file() else None, weights_only=True)
-        except SystemExit:
-            # Lightning turns Ctrl+C into an exit without a word, and ignores the signal from then on.
-            if not trainer.interrupted:
-                raise
-            signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from None
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    if average is not None:
+        average.apply(trainer, module)
+    if ranks.world() > 1 and not grouped:
+        dist.destroy_process_group()
 
 
-class AtomicFiles(TorchCheckpointIO):
-    """Writes a state beside its place and renames it: a run killed in the middle keeps the state before."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
-class Recorder(Callback):
-    """Keeps the history, measures between epochs, and travels with the checkpoint.
+@contextmanager
+def _endings(trainer: pl.Trainer, signals: Signals, output: Path) -> Iterator[None]:
+    """Turn the ways in which a run breaks off into one line each, told by the first process if all end alike."""
+    handler = signal.getsignal(signal.SIGINT)
+    go_on = "the run goes on with --resume"
+    try:
+        yield
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    except StopRun:
+        signum = signals.received or signal.SIGTERM
+        stopped = Interrupted(f"ended by {told(signum)} after step {trainer.global_step}; {go_on}", signum)
+        _quietly(stopped.code)
+        raise stopped from None
+    except SystemExit:
+        # Lightning turns Ctrl+C into an exit without a word, and ignores the signal from then on.
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+    except (FloatingPointError, MGRANError) as error:
+        _quietly(1)
+        if isinstance(error, DivergedError):
+            _list(error, output / DIVERGED)
+        raise
+    except RuntimeError as error:
+        text = str(error).splitlines()[0] if str(error) else ""
+        if signals.received is not None and ("DataLoader worker" in text or ranks.world() > 1):
+            # What was sent to all processes of a run has reached the others first.
+            raise Interrupted(
+                f"ended by {told(signals.received)}, with the state before; {go_on}", signals.received
+            ) from None
+        reason = _cause(error, text)
+        if reason is None:
+            raise
+        raise MGRANError(f"{reason}; {go_on}") from None
 
-    Args:
-        source: the data that an error names when not one picture could be used.
-        epochs: of the whole run.
-        every: epochs between measurements; 0 for none. The last epoch is measured by whoever runs the training.
-        measure: what is measured of a module, by name; None for nothing.
-        on_epoch: called after each epoch with its line of the history.
 
-    Attributes:
-        history: one mapping an epoch: epoch, seconds, what the module logged, and what was measured.
-        problems: pictures that could not be read, one line each.
-        seconds: the time that training took, measurements left out.
-    """
+def _cause(error: RuntimeError, text: str) -> str | None:
+    """Why a run died that is not at fault itself; None for all other errors."""
+    if "DataLoader worker" in text:
+        how = "was killed" if "killed by signal" in text else "ended"
+        return f"a process that reads pictures {how}, mostly for want of memory (dmesg tells): lower --workers"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full: lower --people, raise accumulate, or set recompute"
+    if ranks.world() > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
+        return (
+            f"process {ranks.rank()} of {ranks.world()} has lost another one, which told its own error or was killed,"
+            " mostly for want of memory (dmesg tells)"
+        )
+    return None
 
-    def __init__(
-        self,
-        source: Path,
-        epochs: int,
-        every: int,
-        measure: Callable[[Any], dict[str, float]] | None,
-        on_epoch: Callable[[dict[str, float]], None] | None,
-    ) -> None:
-        self.source, self.epochs, self.every, self.measure, self.on_epoch = source, epochs, every, measure, on_epoch
-        self.history: list[dict[str, float]] = []
-        self.problems: list[str] = []
-        self.seconds = 0.0
-        self._start = 0.0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.shown = 0
-        self._start = time.perf_counter()
+def _quietly(code: int) -> None:
+    """End all processes but the first without a word."""
+    if ranks.rank():
+        raise SystemExit(code) from None
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        reports: Reports = pl_module
-        found = reports.problems.lines()
-        if not reports.shown:
-            raise DataError(f"{self.source}: not one training picture could be used; the first: {found[0]}")
-        self.problems = list(dict.fromkeys([*self.problems, *found]))
-        seconds = time.perf_counter() - self._start
-        self.seconds += seconds
-        epoch = trainer.current_epoch + 1
-        line = {"epoch": float(epoch), "seconds": seconds}
-        line.update((name, float(value)) for name, value in trainer.callback_metrics.items())
-        # A sum of losses over an epoch hides no NaN.
-        if not math.isfinite(line.get("loss", 0.0)):
-            raise FloatingPointError(f"the loss is {line['loss']} after epoch {epoch}: lower the learning rate")
-        if self.measure is not None and self.every and epoch % self.every == 0 and epoch < self.epochs:
-            line.update(self.measure(pl_module))
-        self.history.append(line)
-        if self.on_epoch is not None:
-            self.on_epoch(line)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "seconds": self.seconds, "problems": self.problems}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history, self.seconds = state_dict["history"], state_dict["seconds"]
-        self.problems = list(state_dict.get("problems", ()))
+def _list(error: DivergedError, path: Path) -> None:
+    try:
+        files.write(path, "".join(f"{picture}\n" for picture in error.pictures).encode())
+    except OSError:
+        _log.info("%s: cannot be written", path)
 
 
 class quiet:  # noqa: N801 (a context manager, used as a verb)
@@ -218,8 +244,10 @@ class quiet:  # noqa: N801 (a context manager, used as a verb)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", ".*training_step` returned `None`.*")
-        # A run goes on after its folder was moved as well.
-        warnings.filterwarnings("ignore", "The dirpath has changed.*")
+        # The sampler begins where the state was written.
+        warnings.filterwarnings("ignore", ".*ended before the epoch ended and your dataloader is not resumable.*")
+        # A run goes on with other callbacks as well.
+        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
 
     def __exit__(self, *error: object) -> None:
         self._warnings.__exit__(None, None, None)

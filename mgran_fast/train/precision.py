@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from mgran_fast.errors import DataError
 from mgran_fast.mra.inference import computes
 
 
@@ -17,7 +18,11 @@ def computes_bf16(device: str) -> bool:
     return computes(torch.bfloat16, torch.device("cpu"))
 
 
-def lightning_precision(precision: str, device: str) -> Literal["bf16-mixed", "32-true"]:
-    """Lightning's name for auto, bf16 or float32 on ``device``."""
+def lightning_precision(precision: str, device: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+    """Lightning's name for auto, bf16, f16 or float32 on ``device``. Raises DataError for f16 on a CPU."""
+    if precision == "f16":
+        if device != "cuda":
+            raise DataError("precision f16 is for GPUs: take bf16 or float32 on a CPU")
+        return "16-mixed"
     bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     return "bf16-mixed" if bf16 else "32-true"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from mgran_fast import layouts
 from mgran_fast.data import DataSet, Masks
@@ -17,8 +23,12 @@ from mgran_fast.metrics.evaluation import evaluate
 from mgran_fast.model import MGRAN
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.data import TrainingData
-from mgran_fast.train.lightning import CHECKPOINT, SETTINGS, STATE, Recorder, begin, check_output, fit
+from mgran_fast.train.lightning import CHECKPOINT, SETTINGS, STATE, begin, check_output, fit
+from mgran_fast.train.machines import Machines, is_first
 from mgran_fast.train.module import TrainingModule
+from mgran_fast.train.precision import lightning_precision
+from mgran_fast.train.recorder import Recorder
+from mgran_fast.weights import files
 
 __all__ = ["CHECKPOINT", "SETTINGS", "STATE", "TrainResult", "build", "check", "digest", "train"]
 
@@ -78,7 +88,13 @@ def digest(dataset: DataSet) -> str:
 
 
 def check(
-    dataset: DataSet, config: TrainConfig, output: Path, *, resume: bool = False, masks: Masks | None = None
+    dataset: DataSet,
+    config: TrainConfig,
+    output: Path,
+    *,
+    resume: bool = False,
+    masks: Masks | None = None,
+    machines: Machines | None = None,
 ) -> None:
     """Raise DataError or CheckpointError when :func:`train` would refuse to start; touches nothing.
 
@@ -89,6 +105,11 @@ def check(
     people = len(dataset.people())
     if people < config.people:
         raise DataError(f"{dataset.root}: {people} training people, but --people {config.people}; ask for fewer")
+    machines = machines or Machines()
+    machines.check(config.people)
+    lightning_precision(config.precision, machines.device)
+    if machines.strategy == "fsdp" and (config.ema or config.clip):
+        raise DataError(f"strategy fsdp knows no {'ema' if config.ema else 'clip'}: set it to 0, or take ddp")
     if masks is not None and not layouts.get(config.layout).whole:
         masks.check(dataset.train, "training")
     check_output(output, config, digest(dataset), resume=resume)
@@ -104,23 +125,31 @@ def train(
     resume: bool = False,
     progress: bool = False,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    machines: Machines | None = None,
 ) -> TrainResult:
     """Train MA on ``dataset`` and write the model and the state to go on from into the folder ``output``.
+
+    Of several processes all return; the first one has written the files, and knows the history and all problems.
 
     Args:
         masks: the masks and keypoints of the training pictures; None for layout "none".
         model: a model to start from, with as many classes as there are training people; None builds one.
-        resume: go on from the last finished epoch in ``output``, if there is one.
+        resume: go on from the last state in ``output``, if there is one.
         progress: show a progress bar.
-        on_epoch: called after each epoch with its line of the history.
+        on_epoch: called after each epoch with its line of the history, by the first process.
+        machines: where; None for all GPUs of this machine, or one process on the CPU.
 
     Raises:
-        DataError: no training pictures, too few people, not one mask, or not one picture that could be read.
+        DataError: no training pictures, too few people, not one mask, not one picture that could be read, or a disk
+            that is full.
         CheckpointError: the state in ``output`` is of another run, or broken.
-        FloatingPointError: the loss is no number any more; ``output`` keeps the last epoch in which it was.
-        KeyboardInterrupt: as it came; the run goes on with ``resume``.
+        FloatingPointError: the loss is no number any more; ``output`` keeps the last state in which it was.
+        KeyboardInterrupt: as it came, or :class:`mgran_fast.train.signals.Interrupted` with a state of that step; the
+            run goes on with ``resume``.
+        MGRANError: a process was killed, or the last state could not be written; the run goes on with ``resume``.
     """
-    check(dataset, config, output, resume=resume, masks=masks)
+    machines = machines or Machines()
+    check(dataset, config, output, resume=resume, masks=masks, machines=machines)
     people = len(dataset.people())
     model = build(config, people) if model is None else model
     if model.num_classes != people:
@@ -128,19 +157,71 @@ def train(
             f"the model has {model.num_classes} classes and {dataset.root} has {people} training people;"
             " train a new model or take the data set that it was made for"
         )
+    sharded = machines.strategy == "fsdp"
+    whole = copy.deepcopy(model) if sharded else model
     data = TrainingData(dataset, masks, config)
-    module = TrainingModule(model, config, config.epochs * len(data.batches))
+    # The last batches of an epoch make a step, however few they are.
+    steps = config.epochs * math.ceil(len(data.batches) / config.accumulate)
+    module = TrainingModule(model, config, steps, [record.path for record in dataset.train])
     begin(output, config, digest(dataset), module, resume=resume)
 
     def measure(now: TrainingModule) -> dict[str, float]:
         ranking = evaluate(now.model, dataset.query, dataset.gallery, masks, workers=config.workers).ranking
         return {"rank1": ranking.at(1), "map": ranking.map}
 
-    wanted = measure if dataset.query else None
+    # No process has a whole model to measure where the weights are shared out.
+    wanted = measure if dataset.query and not sharded else None
     recorder = Recorder(dataset.root, config.epochs, config.evaluate_every, wanted, on_epoch)
-    fit(module, data, [recorder], output, epochs=config.epochs, precision=config.precision, progress=progress)
-    model = model.cpu().eval()
+    with _prepared(model, config):
+        fit(
+            module,
+            data,
+            [recorder],
+            output,
+            epochs=config.epochs,
+            precision=config.precision,
+            progress=progress,
+            machines=machines,
+            accumulate=config.accumulate,
+            clip=config.clip,
+            ema=config.ema,
+            minutes=config.checkpoint_minutes,
+            seed=config.seed,
+        )
+    if sharded:
+        saved = torch.load(output / STATE, "cpu", weights_only=True, mmap=True)["state_dict"]
+        weights = {name.removeprefix("model."): value for name, value in saved.items() if name.startswith("model.")}
+        whole.load_state_dict(weights)
+    whole = whole.cpu().eval()
     checkpoint = output / CHECKPOINT
-    model.save(checkpoint, notes={"dataset": dataset.name, "epochs": str(config.epochs)})
+    if is_first():
+        _save(whole, checkpoint, notes={"dataset": dataset.name, "epochs": str(config.epochs)})
     problems = list(dict.fromkeys([*recorder.problems, *module.problems.lines()]))
-    return TrainResult(model, checkpoint, recorder.history, problems, recorder.seconds, module.counts or {})
+    return TrainResult(whole, checkpoint, recorder.history, problems, recorder.seconds, module.counts or {})
+
+
+@contextmanager
+def _prepared(model: MGRAN, config: TrainConfig) -> Iterator[None]:
+    """What the settings do to a model while it trains, and only then."""
+    trunk: Any = model.ma.trunk
+    kept, trunk.recompute = getattr(trunk, "recompute", False), config.recompute
+    if config.compile:
+        # In place: the names of the weights stay.
+        trunk.compile()
+    try:
+        yield
+    finally:
+        trunk.recompute = kept
+        if config.compile:
+            trunk._compiled_call_impl = None
+
+
+def _save(model: MGRAN, path: Path, notes: dict[str, str]) -> None:
+    try:
+        model.save(path, notes=notes)
+    except (OSError, SafetensorError) as error:
+        size = sum(tensor.nbytes for tensor in model.ma.state_dict().values())
+        # safetensors tells the disk's errors in words alone.
+        full = "os error 28" in str(error) and not isinstance(error, OSError)
+        failed = error if isinstance(error, OSError) else OSError(errno.ENOSPC if full else 0, str(error))
+        raise DataError(f"{files.reason(failed, path, size)}; the state is whole, go on with --resume") from None

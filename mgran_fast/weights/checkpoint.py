@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from mgran_fast.errors import CheckpointError
 from mgran_fast.mra.estimate import Estimator
+from mgran_fast.weights import files
 
 if TYPE_CHECKING:
     from mgran_fast.model import MGRAN
@@ -37,7 +38,7 @@ def save(model: MGRAN, path: str | PathLike[str], *, notes: Mapping[str, str] | 
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, path)
+        files.put(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -21,8 +21,14 @@ Settings = Callable[..., TrainConfig]
 def test_a_batch_of_bad_pictures_is_skipped(settings: Settings) -> None:
     module = TrainingModule(build(settings(), 6), settings(), steps=6)
     bad = BadPicture(3, "a.jpg: broken", (32, 16))
-    assert module.training_step(collate([bad, bad]), 0) is None
-    assert module.training_step(collate([bad]), 1) is None
+    loss = module.training_step(collate([bad, bad]), 0)
+    assert float(loss.detach()) == 0.0
+    loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters()), "all ranks go on together"
+    optimizer = module.configure_optimizers()["optimizer"]
+    module.on_before_optimizer_step(optimizer)
+    assert all(p.grad is None for p in module.parameters()), "a step without pictures moves nothing"
+    module.training_step(collate([bad]), 1)
     assert module.problems.lines() == ["a.jpg: broken"]
     assert module.shown == 0
 

@@ -18,16 +18,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mgran_fast.data import Batch, DataSet, MaskFiles, PKBatchSampler, read_market
 from mgran_fast.errors import CheckpointError, DataError
 from mgran_fast.model import MGRAN
 from mgran_fast.train import logs
 from mgran_fast.train.config import TrainConfig
-from mgran_fast.train.lightning import AtomicFiles
+from mgran_fast.train.lightning import DIVERGED
 from mgran_fast.train.module import TrainingModule
 from mgran_fast.train.run import CHECKPOINT, SETTINGS, STATE, TrainResult, build, check, digest, train
+from mgran_fast.train.states import AtomicFiles
 
 Settings = Callable[..., TrainConfig]
 
@@ -411,9 +411,15 @@ def test_nothing_but_bad_pictures_ends_the_run(copied: Path, settings: Settings,
 
 
 def test_a_run_that_diverges_stops(tiny: DataSet, settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="the loss is nan after epoch 1: lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is no number at step 1 \(loss nan, .*pictures 0001_"
+    ) as caught:
         run(tiny, settings(learning_rate=1e30, warmup=0.0), tmp_path / "run")
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / STATE).exists(), "a broken model is no state to go on from"
+    named = (tmp_path / "run" / DIVERGED).read_text().splitlines()
+    assert len(named) == 6
+    assert all(Path(name).is_file() for name in named)
 
 
 def test_data_that_cannot_be_trained_on(tiny: DataSet, settings: Settings, tmp_path: Path) -> None:
@@ -442,16 +448,20 @@ def test_check_touches_nothing(tiny: DataSet, settings: Settings, finished: Path
     assert contents(finished) == before
 
 
-def test_a_state_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("moment", ["os.fsync", "os.replace"])
+def test_a_state_is_replaced_as_a_whole(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed while it writes its state keeps the one before."""
     files, state = AtomicFiles(), tmp_path / "last.ckpt"
     files.save_checkpoint({"epoch": 1}, state)
 
-    def killed(self: object, checkpoint: object, path: Path, storage_options: object = None) -> None:
-        Path(path).write_bytes(b"half of a st")
+    def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", killed)
-    with pytest.raises(KeyboardInterrupt):
-        files.save_checkpoint({"epoch": 2}, state)
+    with monkeypatch.context() as patch:
+        patch.setattr(moment, killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.save_checkpoint({"epoch": 2}, state)
     assert torch.load(state, weights_only=True) == {"epoch": 1}
+    files.save_checkpoint({"epoch": 2}, state)
+    assert torch.load(state, weights_only=True) == {"epoch": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]

@@ -29,10 +29,12 @@ from mgran_fast.errors import CheckpointError, DataError
 from mgran_fast.metrics.agreement import Agreement, measure
 from mgran_fast.mra.maskrcnn import MaskRCNN
 from mgran_fast.mra.regionnet import RegionNet
-from mgran_fast.train.lightning import CHECKPOINT, Recorder, begin, check_output, fit
+from mgran_fast.train.data import go_on, reading
+from mgran_fast.train.lightning import CHECKPOINT, begin, check_output, fit
 from mgran_fast.train.mra.config import MRAConfig
 from mgran_fast.train.mra.maskrcnn import MaskRCNNModule
 from mgran_fast.train.mra.regionnet import RegionNetModule
+from mgran_fast.train.recorder import Recorder
 
 #: More pictures without people than this teach nothing more, and have to stay in memory.
 BACKGROUNDS = 1000
@@ -83,7 +85,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, count: int, size: int, batches: int | None, seed: int) -> None:
-        self.count, self.size, self.seed, self.epoch = count, min(size, count), seed, 0
+        self.count, self.size, self.seed, self.epoch, self.start = count, min(size, count), seed, 0, 0
         self.batches = count // self.size if batches is None else batches
 
     @property
@@ -92,8 +94,14 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, 0 or more, that the next iteration shows."""
+        """Choose the epoch, 0 or more, that the next iteration shows, from its start if it is another one."""
+        if epoch != self.epoch:
+            self.start = 0
         self.epoch = epoch
+
+    def skip(self, batches: int) -> None:
+        """Leave out so many batches at the start of this epoch; the others are what they are without that."""
+        self.start = batches
 
     def __len__(self) -> int:
         return self.batches
@@ -104,7 +112,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         passes = -(-wanted // self.count)
         order = np.concatenate([rng.permutation(self.count) for _ in range(passes)])[:wanted]
         seeds = rng.integers(0, 2**63, wanted)
-        for start in range(0, wanted, self.size):
+        for start in range(self.start * self.size, wanted, self.size):
             end = start + self.size
             yield list(zip(order[start:end].tolist(), seeds[start:end].tolist(), strict=True))
 
@@ -134,17 +142,12 @@ class LabelledData(pl.LightningDataModule):
         self.batches = ShuffledBatches(len(self.dataset), config.batch_size, config.batches, config.seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        if self.trainer is not None:
-            # Workers take up the first batches at once, before Lightning tells the sampler where a run resumes.
-            self.batches.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        workers = self.config.workers
+        go_on(self, self.batches)
         return DataLoader(
             self.dataset,
             batch_sampler=self.batches,
             collate_fn=collate_crops if self.config.crops else collate_pictures,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **reading(self.config.workers),
         )
 
 
@@ -225,7 +228,10 @@ def train(
     callbacks: list[Callback] = [recorder]
     # Estimators are made in eval mode, and Lightning leaves the mode as it is.
     module.train()
-    fit(module, data, callbacks, output, epochs=config.epochs, precision=config.precision, progress=progress)
+    fit(
+        module, data, callbacks, output, epochs=config.epochs, precision=config.precision, progress=progress,
+        seed=config.seed,
+    )  # fmt: skip
     estimator = module.cpu().estimator()
     estimator.save(output / CHECKPOINT)
     lines = list(dict.fromkeys([*recorder.problems, *module.problems.lines()]))

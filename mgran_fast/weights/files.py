@@ -1,0 +1,60 @@
+"""Files that appear whole, and that are on the disk when we say so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+
+def write(path: Path, data: bytes | memoryview) -> None:
+    """Write a file: after a kill or a power cut at any moment there is the old one or the new one. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+        put(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def put(partial: Path, path: Path) -> None:
+    """Rename a finished file into its place once its bytes, and then its name, are on the disk. Raises OSError."""
+    _sync(partial)
+    os.replace(partial, path)
+    # Without this a power cut may bring the old name back; some file systems cannot do it for a folder.
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES, errno.EISDIR):
+            raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files that a killed process left in a folder of ours."""
+    for partial in folder.glob(".*.partial"):
+        partial.unlink(missing_ok=True)
+
+
+def reason(error: OSError, path: Path, size: int) -> str:
+    """Why a file of ``size`` bytes could not be written, in one line that names it and what is missing."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            free = shutil.disk_usage(path.parent).free
+        except OSError:
+            free = 0
+        missing = max(size - free, 0) / 1e6
+        want = f"{missing:.0f} MB more are" if missing >= 1 else "more space is"
+        kind = "the quota is used up" if error.errno == errno.EDQUOT else "the disk is full"
+        return f"{path}: cannot be written, {kind}: {want} needed for its {size / 1e6:.0f} MB"
+    return f"{path}: cannot be written ({error.strerror or error})"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
