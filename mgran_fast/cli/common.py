@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -22,6 +22,9 @@ from mgran_fast.metrics.evaluation import Evaluation
 from mgran_fast.metrics.evaluation import Progress as Step
 from mgran_fast.model import MGRAN
 from mgran_fast.mra import Estimator
+
+if TYPE_CHECKING:
+    from mgran_fast.data.sets.reading import Reading
 
 #: For people. What a program reads (--json) goes to standard output alone.
 # No markup: paths and names of data sets may hold any brackets.
@@ -47,12 +50,24 @@ def open_data(
 
     Raises DataError or MGRANError.
     """
-    from mgran_fast.data.sets import open_set
-    from mgran_fast.data.sets.checks import Counts
+    return read_data(data, dataset, variant, split, counts, need=need).dataset
+
+
+def read_data(
+    data: Path,
+    dataset: str,
+    variant: str | None,
+    split: int | None,
+    counts: str,
+    *,
+    need: Collection[str] | None,
+) -> Reading:
+    """:func:`open_data`, and the numbers that were found."""
+    from mgran_fast.data.sets import Counts, read_set
 
     expected = counts if counts in ("published", "any") else Counts.from_file(counts)
     with bar("pictures") as step:
-        return open_set(dataset, data, variant=variant, split=split, counts=expected, need=need, progress=step)
+        return read_set(dataset, data, variant=variant, split=split, counts=expected, need=need, progress=step)
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:

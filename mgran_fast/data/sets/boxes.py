@@ -13,8 +13,7 @@ from mgran_fast.data.sets.checks import JUNK, check_overlap, check_spelling, fir
 from mgran_fast.data.sets.reading import PARTS, below, pictures_in
 from mgran_fast.errors import DataError
 
-_NAME = re.compile(r"(-?\d+)_c(\d+)(?:s\d+)?_")
-_DIGITS = 4  # as all sets of this layout write a person
+_NAME = re.compile(r"(-?\d+)_c(\d+)")
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,13 @@ class Rules:
         example: a name, for errors.
         cameras: cameras are numbered from 1 to this.
         junk: whether pictures of person -1, no one in particular, are in it; they are left out.
+        digits: how many a person is written with; None where that is not known.
     """
 
     example: str
     cameras: int
     junk: bool = False
+    digits: int | None = 4
 
 
 def locate(root: Path) -> Path:
@@ -104,7 +105,7 @@ def _parse(name: str, rules: Rules) -> tuple[int, int] | None:
     person = whole(match[1])
     if person is None or (person < 0 and not (person == JUNK and rules.junk)):
         return None
-    return (person, int(match[2])) if person < 0 or len(match[1]) == _DIGITS else None
+    return (person, int(match[2])) if person < 0 or rules.digits in (None, len(match[1])) else None
 
 
 def tree(parts: Mapping[str, str], indent: str = "  ") -> str:

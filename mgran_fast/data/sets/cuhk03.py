@@ -12,7 +12,7 @@ name of what was read always says which. The pictures of ``cuhk-03.mat`` are wri
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from mgran_fast.data.market import FOLDERS
@@ -172,26 +172,28 @@ def choose_folder(root: Path) -> str:
     return root.absolute().name if root.absolute().name in VARIANTS else (there or list(VARIANTS))[0]
 
 
-def extract(root: Path, output: Path, progress: Mapping[str, Progress | None] | None = None) -> dict[str, int]:
-    """Take all pictures out of ``cuhk-03.mat`` into another folder, which is the data set from then on.
+def extract_all(
+    root: Path, output: Path, variants: Sequence[str] = VARIANTS, progress: Progress | None = None
+) -> dict[str, int]:
+    """Take pictures out of ``cuhk-03.mat`` into another folder, which is the data set from then on.
 
     Args:
         root: the folder with ``cuhk-03.mat``.
         output: the new folder; it gets the pictures, the test sets, and copies of the new protocol's files. A call that
             was interrupted is finished by the next one.
-        progress: for each variant a function that is called with (pictures done, pictures in all).
+        variants: which pictures.
+        progress: called with (pictures done, pictures in all) of each variant.
 
     Returns:
         The number of pictures of each variant.
+
+    Raises DataError when the file cannot be read or the folder cannot be written, and MGRANError without h5py.
     """
     home = below(root, MAT, MAT[0])
     file = _mat_file(home)
-    found = {
-        variant: mat.extract(file, variant, output / IMAGES.format(variant), (progress or {}).get(variant))
-        for variant in VARIANTS
-    }
+    found = {variant: mat.extract(file, variant, output / IMAGES.format(variant), progress) for variant in variants}
     mat.put_test_sets(output / TEST_SETS, mat.test_sets(file))
-    for variant in VARIANTS:
+    for variant in variants:
         config = _config_file(home, variant)
         if config.is_file() and not (output / config.name).exists():
             shutil.copyfile(config, output / config.name)

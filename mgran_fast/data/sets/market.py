@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from mgran_fast.data.market import FOLDERS
@@ -19,6 +20,7 @@ MULTI_QUERY = "gt_bbox"
 EXTRA = "images"
 
 _RULES = Rules("0002_c1s1_000451_03.jpg", cameras=6, junk=True)
+_EXTRA_RULES = dataclasses.replace(_RULES, digits=None)
 _PUBLISHED = {
     "train": Tally(12_936, 751, 6),
     "query": Tally(3_368, 750, 6),
@@ -55,7 +57,7 @@ def _read(root: Path, request: Request, *, extra: bool) -> Reading:
     }
     published = dict(_PUBLISHED)
     if extra:
-        found, left = read_boxes(_extra(folder), _RULES)
+        found, left = read_boxes(_extra(folder), _EXTRA_RULES)
         person = next((record for record in found if record.person != DISTRACTOR), None)
         if person is not None:
             raise DataError(f"{person.path}: not a distractor (person 0 or -1); put the published files back")

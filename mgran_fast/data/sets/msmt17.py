@@ -23,7 +23,7 @@ LISTS = {"train": ("list_train.txt", 0), "val": ("list_val.txt", 0)}
 TEST_LISTS = {"query": ("list_query.txt", 1), "gallery": ("list_gallery.txt", 1)}
 
 # 0000/0000_000_01_0303morning_0015_0.jpg: folder of the person, person, picture, camera, date and time, ...
-_PLACE = re.compile(r"(\d{4})/\d{4}_\d{3}_(\d{2})_[^/]+\.jpg")
+_PLACE = re.compile(r"(\d+)/\d+_\d+_(\d+)_[^/]+\.jpg")
 _CAMERAS = 15
 _TEST = {"query": Tally(11_659, 3_060, 15), "gallery": Tally(82_161, 3_060, 15)}
 _PUBLISHED = Counts({"train and val": Tally(32_621, 1_041, 15), **_TEST})

@@ -13,7 +13,7 @@ from mgran_fast.data.sets import cuhk03, duke, market, msmt17, occluded, people,
 from mgran_fast.data.sets.checks import Counts, count
 from mgran_fast.data.sets.draw import empty
 from mgran_fast.data.sets.info import SetInfo
-from mgran_fast.data.sets.reading import PARTS, Progress, Reading, Request
+from mgran_fast.data.sets.reading import PARTS, Progress, Reading, Request, subfolders
 from mgran_fast.errors import DataError
 
 #: What is taken where no data set is named: see :func:`detect`.
@@ -85,7 +85,8 @@ def open_set(
             the split that is drawn.
         counts: "published" refuses a folder whose numbers are not the published ones; "any" takes it and leaves a
             note; a :class:`Counts` refuses by those numbers instead, for a set of any kind.
-        need: the parts that must be there, among "train", "query", "gallery". None asks for all that the set has.
+        need: the parts that must be there, among "train", "query", "gallery". None asks for all that a published set
+            has, and for whatever there is of one's own.
         progress: called with (pictures done, pictures in all) while pictures are taken out of ``cuhk-03.mat``.
 
     Returns:
@@ -121,7 +122,7 @@ def read_set(
     request = Request(
         variant=_variant(info, root, variant),
         split=_split(info, split),
-        need=_parts(info) if need is None else tuple(need),
+        need=(_parts(info) if info.published else ()) if need is None else tuple(need),
         progress=progress,
     )
     missing = [part for part in request.need if part not in _parts(info)]
@@ -157,17 +158,24 @@ def detect(root: str | os.PathLike[str]) -> str:
     are read, with their checks, by their own names. So is whatever is nothing else.
     """
     root = Path(root)
-    for info, recognise in (
-        (table.TABLE, table.recognise),
-        (msmt17.MSMT17, msmt17.recognise),
-        (cuhk03.CUHK03, cuhk03.recognise_raw),
-        (cuhk03.CUHK03_NP, cuhk03.recognise_folders),
-        (occluded.OCCLUDED_REID, occluded.recognise),
-        (people.PEOPLE, people.recognise),
-    ):
-        if recognise(root):
-            return info.name
+    inner = subfolders(root) if root.is_dir() else []
+    # Archives wrap a set in a folder of its own.
+    for folder in (root, *inner[: len(inner) == 1]):
+        for info, recognise in _RECOGNISED:
+            # Of one's own folder the parts are where one says.
+            if recognise(folder) and (folder is root or info.published):
+                return info.name
     return PLAIN.name
+
+
+_RECOGNISED = (
+    (table.TABLE, table.recognise),
+    (msmt17.MSMT17, msmt17.recognise),
+    (cuhk03.CUHK03, cuhk03.recognise_raw),
+    (cuhk03.CUHK03_NP, cuhk03.recognise_folders),
+    (occluded.OCCLUDED_REID, occluded.recognise),
+    (people.PEOPLE, people.recognise),
+)
 
 
 def miniature(
