@@ -39,6 +39,7 @@ def demo(
 
     try:
         from mgran_fast.cli import job
+        from mgran_fast.train.machines import Machines
     except ImportError as error:
         raise missing_extra(error) from error
 
@@ -75,7 +76,13 @@ def demo(
         # The demo may be typed twice: a finished or broken run of it is its own to replace.
         (output / job.STATE).unlink(missing_ok=True)
     outcome = job.train_and_evaluate(
-        dataset, MaskFiles(dataset.root), config, output, title="MGRAN on synthetic people", resume=resume
+        dataset,
+        MaskFiles(dataset.root),
+        config,
+        output,
+        title="MGRAN on synthetic people",
+        resume=resume,
+        machines=Machines(devices=1),
     )
     if json_:
         common.print_json(outcome)

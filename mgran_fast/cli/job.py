@@ -6,6 +6,7 @@ Imports the packages of the extra ``train``; the commands import this module whe
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,27 @@ import typer
 
 from mgran_fast.cli import common
 from mgran_fast.data import DataSet, Masks
-from mgran_fast.errors import DataError, MGRANError
+from mgran_fast.errors import MGRANError
 from mgran_fast.metrics.evaluation import evaluate
 from mgran_fast.train import logs
 from mgran_fast.train.config import TrainConfig
+from mgran_fast.train.machines import Machines
 from mgran_fast.train.run import STATE, build, check, train
 from mgran_fast.weights.trunk import load_trunk
 
 __all__ = ["STATE", "settings", "train_and_evaluate"]
 
 
-def settings(**values: Any) -> TrainConfig:
-    """The TrainConfig of these values; DataError for one that is out of its range."""
-    try:
-        return TrainConfig(**values)
-    except ValueError as error:
-        raise DataError(str(error)) from None
+def settings(file: Path | None = None, defaults: Mapping[str, Any] | None = None, **given: Any) -> TrainConfig:
+    """The TrainConfig of what is ``given``, else of the YAML file, else of these defaults, else of its own.
+
+    Raises DataError for a wrong file, or a value that is out of its range.
+    """
+    if file is None:
+        return TrainConfig.make({**(defaults or {}), **given})
+    named = TrainConfig.read(file)
+    left = {name: value for name, value in (defaults or {}).items() if name not in named}
+    return TrainConfig.from_yaml(file, **{**left, **given})
 
 
 def train_and_evaluate(
@@ -42,10 +48,11 @@ def train_and_evaluate(
     weights: Path | None = None,
     resume: bool = False,
     blur_faces: bool = False,
+    machines: Machines | None = None,
 ) -> dict[str, Any]:
     """The main job: evaluate the untrained model, train, evaluate, write the report; returns all figures."""
     # Before the first evaluation, which may take minutes.
-    check(dataset, config, output, resume=resume, masks=masks)
+    check(dataset, config, output, resume=resume, masks=masks, machines=machines)
     model = build(config, len(dataset.people()))
     if weights is not None:
         load_trunk(model, weights)
@@ -71,6 +78,7 @@ def train_and_evaluate(
             resume=resume,
             progress=common.console.is_terminal,
             on_epoch=lambda line: common.console.print(_epoch(line, config.epochs)),
+            machines=machines,
         )
     except FloatingPointError as error:
         raise MGRANError(str(error)) from None

@@ -17,12 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import mgran_fast
-from mgran_fast.cli import app, common
+from mgran_fast.cli import app, common, job
 from mgran_fast.data import DataSet
 from mgran_fast.errors import DataError
 from mgran_fast.model import MGRAN
 from mgran_fast.mra import Estimate
-from mgran_fast.train.config import TrainConfig
 
 Cli = Callable[..., Any]
 COMMANDS = ("train", "train-mra", "evaluate", "export", "masks", "demo", "doctor", "cost")
@@ -363,7 +362,7 @@ def test_demo_may_be_typed_twice(tmp_path: Path, cli: Cli, monkeypatch: pytest.M
     monkeypatch.setattr("mgran_fast.cli.demo.PEOPLE", (8, 3))
     monkeypatch.setattr("mgran_fast.cli.demo.CAMERAS", 2)
     monkeypatch.setattr("mgran_fast.cli.demo.VIEWS", 2)
-    monkeypatch.setattr("mgran_fast.train.config.TrainConfig", _Small)
+    monkeypatch.setattr("mgran_fast.cli.job.settings", partial(job.settings, batches=1, precision="float32"))
     first = cli("demo", "--output", tmp_path / "demo", "--epochs", "1", "--json")
     assert first.code == 0, first.err
     assert first.json["epochs"] == 1
@@ -375,9 +374,6 @@ def test_demo_may_be_typed_twice(tmp_path: Path, cli: Cli, monkeypatch: pytest.M
     assert second.json["trained"] == first.json["trained"]
     assert page.stat().st_mtime_ns > before
     assert "drawing 11 people as 2 cameras see them" in first.err
-
-
-_Small = partial(TrainConfig, trunk="resnet18", batches=1, precision="float32")
 
 
 def test_doctor(cli: Cli) -> None:
