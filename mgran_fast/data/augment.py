@@ -57,6 +57,7 @@ class Augment:
     contrast: float = 0.0
     colour: float = 0.0
     _mirrored: NDArray[np.uint8] = field(init=False, repr=False, compare=False)
+    _exchanges: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("flip", "erase", "brightness", "contrast", "colour"):
@@ -77,6 +78,7 @@ class Augment:
         mirrored[: len(layout.flip)] = layout.flip
         object.__setattr__(self, "layout", layout)
         object.__setattr__(self, "_mirrored", mirrored)
+        object.__setattr__(self, "_exchanges", list(layout.flip) != list(range(len(layout.flip))))
 
     def __call__(
         self, crop: torch.Tensor, region_map: torch.Tensor, rng: torch.Generator | None = None
@@ -100,20 +102,22 @@ class Augment:
         if region_map.numel() == 0:
             return crop.clone(), region_map.clone()
         draws = torch.rand(_DRAWS, generator=rng).tolist()
-        image, regions = crop.numpy(), region_map.numpy()
-        if draws[0] < self.flip:
-            image, regions = image[:, ::-1], self._mirrored[regions[:, ::-1]]
+        mirror = draws[0] < self.flip
+        # torch's flip is vectorised; a numpy view that runs backwards is copied byte by byte, ten times as slowly.
+        image = (crop.flip(1) if mirror else crop).numpy()
+        regions = (region_map.flip(1) if mirror else region_map).numpy()
+        if mirror and self._exchanges:
+            regions = self._mirrored.take(regions)
         image, regions = self._shift(image, regions, draws[1], draws[2])
         if self.brightness or self.contrast or self.colour:
             image = self._jitter(image, draws[3], draws[4], draws[5])
         box = self._rectangle(regions, draws[7:]) if draws[6] < self.erase else None
-        # np.array copies, which makes mirrored views contiguous and keeps the caller's tensors as they are.
-        new_crop, new_map = torch.from_numpy(np.array(image)), torch.from_numpy(np.array(regions))
+        # What nothing above has changed is still the caller's.
+        new_crop, new_map = torch.from_numpy(_own(image, crop)), torch.from_numpy(_own(regions, region_map))
         if box is not None:
             top, left, bottom, right = box
             if self.erase_fill == "noise":
-                shape = (bottom - top, right - left, 3)
-                new_crop[top:bottom, left:right] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
+                new_crop[top:bottom, left:right] = _noise(bottom - top, right - left, rng)
             else:
                 mean = image.mean(axis=(0, 1)).round().astype(np.uint8)
                 new_crop[top:bottom, left:right] = torch.from_numpy(mean)
@@ -165,6 +169,18 @@ class Augment:
                 return None
             return top, left, top + h, left + w
         return None
+
+
+def _own(array: NDArray[np.uint8], given: torch.Tensor) -> NDArray[np.uint8]:
+    """The array, contiguous; a copy where it is still the memory of the tensor that was given."""
+    return np.array(array) if np.may_share_memory(array, given.numpy()) else np.ascontiguousarray(array)
+
+
+def _noise(height: int, width: int, rng: torch.Generator | None) -> torch.Tensor:
+    """Independent random bytes, uint8 [height, width, 3]: eight of each number, a quarter of the time of one each."""
+    count = height * width * 3
+    numbers = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None, generator=rng)
+    return numbers.view(torch.uint8)[:count].view(height, width, 3)
 
 
 def _factor(strength: float, draw: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from mgran_fast import layouts
 from mgran_fast.data.cache import PRESENT, Masks, RegionCache, Regions
@@ -94,6 +94,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.crops)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # On its way out of a worker each tensor takes a file descriptor and a message of its own, which for a few
+        # numbers costs more than they do.
+        small = {name: getattr(self, name) for name in _SMALL}
+        if self.crops.device.type == "cpu":
+            small = {name: column.numpy() for name, column in small.items()}
+        return _unpacked, (self.crops, self.region_maps, small, self.bad)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -105,6 +113,16 @@ class Batch:
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         changed: dict[str, Any] = {k: change(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return replace(self, **changed)
+
+
+_SMALL = ("labels", "persons", "cameras", "indices", "empty_masks", "no_keypoints", "no_person")
+
+
+def _unpacked(
+    crops: torch.Tensor, region_maps: torch.Tensor, small: Mapping[str, Any], bad: tuple[BadPicture, ...]
+) -> Batch:
+    columns: dict[str, Any] = {name: torch.as_tensor(column) for name, column in small.items()}
+    return Batch(crops=crops, region_maps=region_maps, bad=bad, **columns)
 
 
 class CropDataset(Dataset["Sample | BadPicture"]):
@@ -225,8 +243,9 @@ def collate(samples: Sequence[Sample | BadPicture]) -> Batch:
     good = [sample for sample in samples if isinstance(sample, Sample)]
     bad = tuple(sample for sample in samples if isinstance(sample, BadPicture))
     if good:
-        crops = torch.stack([sample.crop for sample in good])
-        region_maps = torch.stack([sample.region_map for sample in good])
+        # Stacks; in a worker straight into memory that it shares with the main process.
+        crops = default_collate([sample.crop for sample in good])
+        region_maps = default_collate([sample.region_map for sample in good])
     else:
         height, width = bad[0].size if bad else (0, 0)
         crops = torch.zeros((0, height, width, 3), dtype=torch.uint8)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import warnings
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -25,7 +27,8 @@ def read_picture(path: str | os.PathLike[str], size: tuple[int, int] | None = No
 
     Args:
         path: any file that Pillow reads.
-        size: (height, width) in pixels to resize to, bilinear with antialiasing; None keeps the picture's own.
+        size: (height, width) in pixels to resize to, bilinear with antialiasing, by torch or Pillow, whichever is
+            faster here: their results differ by 1 at most. None keeps the picture's own.
 
     Returns:
         uint8 [H, W, 3], 0 to 255, contiguous and writable.
@@ -45,9 +48,7 @@ def read_picture_and_shape(
     except Exception as error:
         raise _unreadable(path, "picture", error) from error
     shape = (picture.height, picture.width)
-    if size is not None and size != shape:
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.array(picture), shape
+    return np.array(picture) if size is None or size == shape else _resized(picture, size), shape
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -75,7 +76,9 @@ def _read(path: str | os.PathLike[str], mode: str) -> Image.Image:
 
 def _decode(path: str | os.PathLike[str], mode: str) -> Image.Image:
     with Image.open(path) as picture:
-        return _without_alpha(_upright(picture)).convert(mode)
+        plain = _without_alpha(_upright(picture))
+        # convert copies even where there is nothing to convert.
+        return plain if plain.mode == mode else plain.convert(mode)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -101,6 +104,22 @@ def _without_alpha(picture: Image.Image) -> Image.Image:
         return Image.alpha_composite(black, clear)
     picture.load()
     return picture
+
+
+@functools.cache
+def _torch_resizes() -> bool:
+    """Whether torch has vectorised code for it here; without it takes twice Pillow's time, with it a quarter."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    if not _torch_resizes():
+        return np.array(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    # In torch's eyes channels_last, so that nothing is copied before and after.
+    image = torch.from_numpy(np.array(picture))[None].permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+    result: NDArray[np.uint8] = resized[0].permute(1, 2, 0).contiguous().numpy()
+    return result
 
 
 def _unreadable(path: str | os.PathLike[str], what: str, error: Exception) -> DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 
 import pytest
@@ -138,6 +139,25 @@ def test_erased_rectangle(fill: str) -> None:
         aspects.append(len(rows) / len(columns))
     assert 0.09 < min(shares) < max(shares) < 0.31
     assert 0.28 < min(aspects) < 1 < max(aspects) < 3.6
+
+
+def test_noise_is_uniform_and_independent() -> None:
+    crop, region_map = torch.zeros(128, 64, 3, dtype=torch.uint8), torch.ones(128, 64, dtype=torch.uint8)
+    augment = Augment("region", flip=0, pad=0, erase=1.0, erase_area=(0.2, 0.4))
+    found = []
+    for seed in range(40):
+        new_crop, new_map = augment(crop, region_map, seeded(seed))
+        found.append(new_crop[new_map == 0].flatten())
+    noise = torch.cat(found).double()
+    count = len(noise)
+    assert count > 100_000
+    values = torch.bincount(noise.long(), minlength=256)
+    # The statistic of a uniform byte has a mean of 255 and a spread of 23: five of those.
+    assert float(((values - count / 256) ** 2).sum() * 256 / count) < 255 + 5 * 23
+    # Eight bytes are drawn at once: neither neighbours nor those eight apart know of each other.
+    noise = (noise - 127.5) / 73.9
+    for apart in range(1, 17):
+        assert abs(float((noise[apart:] * noise[:-apart]).mean())) < 5 / math.sqrt(count)
 
 
 def test_an_erasing_that_would_lose_the_person_is_skipped() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import pickle
@@ -28,6 +29,7 @@ from mgran_fast.data import (
     Record,
     Sample,
     collate,
+    pictures,
     read_mask,
     read_picture,
 )
@@ -90,6 +92,23 @@ def test_picture_is_rgb_and_resized(tmp_path: Path) -> None:
     assert resized.shape == (12, 9, 3)
     assert shape == (6, 4)
     assert abs(resized.mean() - pixels.mean()) < 8
+
+
+@pytest.mark.parametrize("by_torch", [True, False])
+@pytest.mark.parametrize("shape", [(6, 4), (128, 64), (301, 140), (97, 41), (64, 300), (1, 1)])
+def test_resizing_is_pillows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], by_torch: bool
+) -> None:
+    monkeypatch.setattr(pictures, "_torch_resizes", lambda: by_torch)
+    pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    expected = np.asarray(Image.fromarray(pixels).resize((64, 128), Image.Resampling.BILINEAR))
+    read = read_picture(tmp_path / "a.png", (128, 64))
+    assert read.flags.writeable
+    assert read.flags.c_contiguous
+    error = np.abs(read.astype(int) - expected)
+    assert error.max() <= (1 if by_torch else 0)
+    assert error.mean() < 0.4
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
@@ -433,6 +452,31 @@ def test_batch_moves_as_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert isinstance(pinned, Batch)
     assert len(asked) == 9
     assert pinned.bad == batch.bad
+
+
+@pytest.mark.parametrize("bad", [(), (BadPicture(1, "a: b", (64, 32)),)])
+def test_a_pickled_batch_is_the_same(root: Path, bad: tuple[BadPicture, ...]) -> None:
+    data = CropDataset(records(root), masks=MaskFiles(root), size=(64, 32))
+    for batch in (collate([data[0], *bad, data[2]]), collate([*bad])):
+        for again in (pickle.loads(pickle.dumps(batch)), copy.deepcopy(batch)):
+            assert again.bad == batch.bad
+            for name, tensor in vars(batch).items():
+                if isinstance(tensor, torch.Tensor):
+                    assert getattr(again, name).dtype == tensor.dtype
+                    assert torch.equal(getattr(again, name), tensor)
+            again.labels.add_(1)
+            assert len(again) == 0 or not torch.equal(again.labels, batch.labels)
+    assert copy.deepcopy(batch.to("meta")).crops.device.type == "meta"
+
+
+def test_workers_share_what_is_large(root: Path) -> None:
+    data = CropDataset(records(root), masks=MaskFiles(root), size=(64, 32))
+    there = next(iter(DataLoader(data, batch_size=4, collate_fn=collate, num_workers=1)))
+    here = next(iter(DataLoader(data, batch_size=4, collate_fn=collate)))
+    for name, tensor in vars(here).items():
+        if isinstance(tensor, torch.Tensor):
+            assert torch.equal(getattr(there, name), tensor)
+            assert getattr(there, name).is_shared() == (name in ("crops", "region_maps"))
 
 
 def test_through_a_loader(root: Path) -> None:
