@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
-import os
 import reprlib
 import types
 import typing
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from mgran_fast.errors import CheckpointError, DataError
+from mgran_fast.weights import files
 
 #: The key under which a run keeps the digest of its data beside its settings.
 DATA = "data"
@@ -99,14 +98,14 @@ class Settings:
     @classmethod
     def kinds(cls) -> dict[str, Any]:
         """The type of each setting by its name."""
-        hints = _hints(cls)
+        hints = typing.get_type_hints(cls)
         return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
     def to_yaml(self, **beside: str) -> str:
         """YAML of all settings, and of what is kept beside them."""
         import yaml
 
-        class Dumper(yaml.SafeDumper):
+        class Dumper(yaml.SafeDumper):  # type: ignore[misc]
             """Tuples in one line."""
 
         Dumper.add_representer(tuple, lambda to, value: to.represent_sequence(_LIST, value, flow_style=True))
@@ -115,10 +114,11 @@ class Settings:
         return text
 
     def save(self, path: Path, data: str = "") -> None:
-        """Write as YAML, whole or not at all; ``data`` is a digest of the training data, kept beside the settings."""
-        draft = path.with_name(f".{path.name}.partial")
-        draft.write_text(self.to_yaml(**{DATA: data}), encoding="utf-8")
-        os.replace(draft, path)
+        """Write as YAML, whole or not at all; ``data`` is a digest of the training data, kept beside the settings.
+
+        Raises OSError.
+        """
+        files.write(path, self.to_yaml(**{DATA: data}).encode())
 
     def check_resume(self, path: Path, data: str = "") -> None:
         """Raise CheckpointError unless the run whose settings lie at ``path`` can go on with these and this data.
@@ -186,11 +186,6 @@ def _reason(error: Exception) -> str:
     where = "" if mark is None else f"line {mark.line + 1}: "
     lines = str(problem or error).splitlines()
     return where + (lines[0] if lines else type(error).__name__)
-
-
-@functools.cache
-def _hints(cls: type[Settings]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
 
 
 def _options(kind: Any) -> tuple[Any, bool]:
