@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +17,12 @@ from mgran_fast.errors import DataError
 _KINDS = {".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF"}
 
 
+@functools.lru_cache(maxsize=1024)
 def crop(person: int, camera: int, view: int, size: tuple[int, int], seed: int) -> NDArray[np.uint8]:
     """uint8 [H, W, 3]: a drawn person, the same for the same numbers."""
-    return render(max(person, 0), camera, view, size=size, seed=seed).crop
+    pixels = render(person, camera, view, size=size, seed=seed).crop
+    pixels.flags.writeable = False  # the next caller gets it too
+    return pixels
 
 
 def put(path: Path, person: int, camera: int, view: int, size: tuple[int, int], seed: int) -> None:

@@ -145,7 +145,7 @@ def _list(file: Path, side: _Side, *, needed: bool) -> tuple[Record, ...]:
 def _entry(file: Path, number: int, line: str, top: Path) -> tuple[str, Record]:
     """The place that a line names, and its record."""
     place, _, label = line.rpartition(" ")
-    place = safe(file, place, number)
+    place = safe(file, place or label, number)
     match = _PLACE.fullmatch(place)
     if match is None or not (label.isascii() and label.isdigit()) or not 1 <= int(match[2]) <= _CAMERAS:
         raise DataError(

@@ -100,9 +100,7 @@ def read(root: Path, request: Request) -> Reading:
 def _place(root: Path, part: str) -> Path | None:
     there = [root / name for name in PLACES[part] if (root / name).is_dir()]
     if len(there) > 1:
-        raise DataError(
-            f"{root}: holds {' and '.join(top.name for top in there)}, which are one part; keep one of them"
-        )
+        raise DataError(f"{root}: {' and '.join(top.name for top in there)} are the same part; keep one of them")
     return there[0] if there else None
 
 
