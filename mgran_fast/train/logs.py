@@ -66,7 +66,6 @@ class History(Callback):
         self.output, self.meter, self.epochs = output, meter, epochs
         self.rows: list[dict[str, float]] = []
         self._since = Mark(0.0, 0, 0.0)
-        self._steps = 0
         self._board: Any = None
         self._told: set[str] = set()
         self._undrawn = False
@@ -83,6 +82,7 @@ class History(Callback):
         if not trainer.is_global_zero:
             return
         if self.rows:
+            self._take_over(trainer)
             self._write()
         else:
             for name in (HISTORY, CURVES):
@@ -95,8 +95,8 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._steps += 1
-        if self._steps < GROUP or trainer.is_last_batch or not trainer.is_global_zero:
+        # By its place in the epoch: a run that goes on within one has its lines at the same steps.
+        if (batch_idx + 1) % GROUP or trainer.is_last_batch or not trainer.is_global_zero:
             return
         done = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
         loss = self.meter.take_loss()
@@ -107,9 +107,7 @@ class History(Callback):
             return
         self.meter.take_loss()
         line = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            # Whoever keeps a history has measured more.
-            line.update((getattr(callback, "history", None) or [{}])[-1])
+        line.update(_lines(trainer).get(trainer.current_epoch + 1, {}))
         self._add("epochs", trainer.current_epoch + 1, trainer.global_step, line)
         now = self.meter.clock()
         if trainer.current_epoch + 1 >= self.epochs or now - self._drawn >= REDRAW:
@@ -129,8 +127,14 @@ class History(Callback):
             board, self._board = self._board, None
             self._attempt(lambda: board.finalize(""))
 
+    def _take_over(self, trainer: pl.Trainer) -> None:
+        """Add what was measured, or measured anew, after the state was written."""
+        lines = _lines(trainer)
+        for row in self.rows:
+            row.update(lines.get(row["epoch"], {}))
+
     def _begin(self) -> None:
-        self._since, self._steps = self.meter.mark(), 0
+        self._since = self.meter.mark()
 
     def _add(self, kind: str, epoch: float, step: int, figures: Mapping[str, float]) -> None:
         pace = Pace.between(self._since, self.meter.mark())
@@ -178,6 +182,12 @@ class History(Callback):
         if note not in self._told:
             self._told.add(note)
             _log.warning("%s", note)
+
+
+def _lines(trainer: pl.Trainer) -> dict[float, Mapping[str, float]]:
+    """The lines of the callbacks that keep a history, by epoch: they have measured more than the trainer knows."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return {line["epoch"]: line for callback in callbacks for line in getattr(callback, "history", ())}
 
 
 def write(path: Path, rows: Sequence[Mapping[str, float]]) -> None:

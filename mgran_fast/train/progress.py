@@ -122,6 +122,14 @@ class Meter(Callback):
         self._sum, self._count = None, 0
         return self.loss
 
+    def state_dict(self) -> dict[str, Any]:
+        # A state within an epoch belongs to a step whose losses no line has told yet.
+        return {"loss": None if self._sum is None else float(self._sum), "count": self._count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        loss, self._count = state_dict["loss"], state_dict["count"]
+        self._sum = None if loss is None else torch.tensor(loss)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         trainer.profiler = self._loader  # type: ignore[attr-defined]
 
@@ -185,7 +193,9 @@ class Bar(TQDMProgressBar):
             self._drawn = now
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """What stands behind the bar. Not the trainer's own metrics: looking at them waits for the device."""
         pace = self.meter.window()
         loss = {} if self.meter.loss is None else {"loss": f"{self.meter.loss:.3f}"}

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mgran_fast.errors import DataError
 from mgran_fast.train import curves, logs, progress
-from mgran_fast.train.lightning import Recorder, quiet
+from mgran_fast.train.lightning import quiet
 from mgran_fast.train.progress import LoaderClock, Mark, Meter, Pace
+from mgran_fast.train.recorder import Recorder
 
 #: Seconds of the injected clock.
 LOADING, STEP, MEASURING = 1.0, 3.0, 100.0
@@ -63,7 +64,7 @@ class Line(pl.LightningModule):
             raise RuntimeError("killed")
         self.clock.now += STEP
         self.shown += len(batch)
-        loss = batch.mean() + 0 * self.weight.sum()
+        loss = torch.tensor(float(index)) + 0 * self.weight.sum()
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
         self.log("identity loss", loss / 2, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
@@ -87,7 +88,14 @@ def draws() -> None:
 
 
 def run(
-    output: Path, *, epochs: int = 2, steps: int = 4, stop_at: int = -1, every: int = 1, resume: bool = False
+    output: Path,
+    *,
+    epochs: int = 2,
+    steps: int = 4,
+    stop_at: int = -1,
+    every: int = 1,
+    saved: int = 0,
+    resume: bool = False,
 ) -> tuple[logs.History, list[dict[str, float]]]:
     """Train as mgran_fast.train.lightning.fit does, without a device or a picture."""
     clock, told = Clock(), []
@@ -100,12 +108,12 @@ def run(
     recorder = Recorder(output, epochs, every, measure, told.append)
     meter, history, *_ = logs.callbacks(output, epochs=epochs, progress=False, clock=clock)
     assert isinstance(history, logs.History)
-    saved = ModelCheckpoint(output, filename="last", enable_version_counter=False)
+    states = ModelCheckpoint(output, filename="last", enable_version_counter=False, every_n_train_steps=saved or None)
     with quiet():
         trainer = pl.Trainer(
             max_epochs=epochs,
             accelerator="cpu",
-            callbacks=[meter, recorder, history, saved],
+            callbacks=[meter, recorder, history, states],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -263,6 +271,34 @@ def test_a_resumed_run_has_each_line_once(killed: Path, tmp_path: Path) -> None:
     run(tmp_path / "whole", epochs=3, steps=5)
     assert [line["step"] for line in rows(killed)] == [3, 5, 8, 10, 13, 15]
     assert without_time(rows(killed)) == without_time(rows(tmp_path / "whole"))
+
+
+@pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended before the epoch ended")
+def test_going_on_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "GROUP", 4)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "run", steps=10, stop_at=9, every=0, saved=6)
+    assert [line["step"] for line in rows(tmp_path / "run")] == [4, 8]
+    run(tmp_path / "run", steps=10, every=0, saved=6, resume=True)
+    run(tmp_path / "whole", steps=10, every=0, saved=6)
+    lines = rows(tmp_path / "run")
+    assert [line["step"] for line in lines] == [4, 8, 10, 14, 18, 20]
+    within = [line for line in lines if not line["epoch"].is_integer()]
+    assert [line["loss"] for line in within] == [1.5, 5.5, 1.5, 5.5], "the two steps before the state count"
+    assert without_time(within) == without_time(
+        [line for line in rows(tmp_path / "whole") if not line["epoch"].is_integer()]
+    )
+
+
+def test_what_was_measured_after_the_state(tmp_path: Path) -> None:
+    """A recorder whose measurement a signal broke off measures again when the run goes on."""
+    history, _ = run(tmp_path)
+    assert "rank1" in history.rows[0]
+    del history.rows[0]["rank1"]
+    recorder = type("Keeper", (), {"history": [{"epoch": 1.0, "rank1": 0.125}, {"epoch": 9.0, "rank1": 1.0}]})()
+    trainer = type("Trainer", (), {"is_global_zero": True, "callbacks": [recorder, history], "global_step": 8})()
+    history.on_train_start(trainer, None)  # type: ignore[arg-type]
+    assert [line["rank1"] for line in rows(tmp_path) if "rank1" in line] == [0.125]
 
 
 def test_what_was_done_after_the_state_is_gone_at_once(killed: Path) -> None:
@@ -445,8 +481,7 @@ def test_optional_packages(
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pl.Trainer, "is_global_zero", property(lambda self: False))
     history, told = run(tmp_path)
-    assert len(told) == 2
-    assert history.rows == []
+    assert told == history.rows == []
     assert not list(tmp_path.glob("*.csv")) + list(tmp_path.glob("*.png")) + list(tmp_path.glob("tensorboard"))
 
 
