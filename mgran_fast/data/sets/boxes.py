@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mgran_fast.data.market import FOLDERS
 from mgran_fast.data.records import Record
-from mgran_fast.data.sets.checks import JUNK, check_overlap, check_spelling, first, plural, whole
+from mgran_fast.data.sets.checks import DISTRACTOR, JUNK, check_overlap, check_spelling, first, plural, whole
 from mgran_fast.data.sets.reading import PARTS, below, pictures_in
 from mgran_fast.errors import DataError
 
@@ -58,7 +58,7 @@ def read_parts(folder: Path, rules: Rules, need: Collection[str] = PARTS) -> tup
         if part in need and not parts[part]:
             raise DataError(f"{folder / name}: no picture; expected files such as {rules.example}")
     check_spelling(folder, persons)
-    check_overlap(folder, parts["train"], (*parts["query"], *parts["gallery"]))
+    check_overlap(folder, parts["train"], (*parts["query"], *parts["gallery"]), nobody=(JUNK, DISTRACTOR))
     return parts, junk
 
 

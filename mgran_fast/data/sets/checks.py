@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -100,14 +100,17 @@ def count(dataset: DataSet, **others: Tally) -> Counts:
     return Counts({**{part: tally(records) for part, records in parts.items() if records}, **others}, "found")
 
 
-def check_overlap(where: str | os.PathLike[str], train: Sequence[Record], test: Iterable[Record]) -> None:
-    """Raise DataError when someone is to be trained and tested on; distractors are no one.
+def check_overlap(
+    where: str | os.PathLike[str], train: Sequence[Record], test: Iterable[Record], nobody: Collection[int] = ()
+) -> None:
+    """Raise DataError when someone is to be trained and tested on.
 
     Args:
         where: the folder or file that the error names.
         train, test: the records; ``test`` is query and gallery together.
+        nobody: numbers that stand for no one in particular.
     """
-    people = {record.person for record in train} - {JUNK, DISTRACTOR}
+    people = {record.person for record in train} - set(nobody)
     shared = sorted({record.person for record in test} & people)
     if shared:
         raise DataError(

@@ -192,11 +192,14 @@ def extract_all(
     home = below(root, MAT, MAT[0])
     file = _mat_file(home)
     found = {variant: mat.extract(file, variant, output / IMAGES.format(variant), progress) for variant in variants}
-    mat.put_test_sets(output / TEST_SETS, mat.test_sets(file))
-    for variant in variants:
-        config = _config_file(home, variant)
-        if config.is_file() and not (output / config.name).exists():
-            shutil.copyfile(config, output / config.name)
+    try:
+        mat.put_test_sets(output / TEST_SETS, mat.test_sets(file))
+        for variant in variants:
+            config = _config_file(home, variant)
+            if config.is_file() and not (output / config.name).exists():
+                shutil.copyfile(config, output / config.name)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error.strerror}); make room there, and run it again") from error
     return found
 
 

@@ -72,11 +72,15 @@ def opened(path: Path) -> Iterator[Any]:
     h5py = imported("h5py")
     if not path.is_file():
         raise DataError(f"{path}: no such file; put the published cuhk-03.mat there")
-    with _told(path), h5py.File(path, "r") as file:
+    with _told(path):
+        file = h5py.File(path, "r")
+    try:
         lacking = [key for key in ("detected", "labeled", "testsets") if key not in file]
         if lacking:
             raise DataError(f"{path}: holds no {', no '.join(lacking)}: not CUHK03's file; {_REMEDY}")
         yield file
+    finally:
+        file.close()
 
 
 def imported(module: str) -> Any:
@@ -92,9 +96,9 @@ def imported(module: str) -> Any:
 
 def test_sets(path: Path) -> list[list[Person]]:
     """The 20 test sets of the classic protocol."""
-    with opened(path) as file:
-        return [[Person(int(pair), int(number)) for pair, number in zip(*file[reference][:], strict=True)]
-                for reference in file["testsets"][0]]  # fmt: skip
+    with opened(path) as file, _told(path):
+        tables = [file[reference][:] for reference in file["testsets"][0]]
+        return [[Person(int(pair), int(number)) for pair, number in table.T] for table in tables]
 
 
 def _cells(file: Any, variant: str) -> list[Cell]:
@@ -118,23 +122,42 @@ def extract(path: Path, variant: str, folder: Path, progress: Progress | None = 
     Raises:
         DataError: the file cannot be read, or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with opened(path) as file:
+    with opened(path) as file:
+        with _told(path):
             cells = _cells(file, variant)
-            for done, cell in enumerate(cells, 1):
-                target = folder / cell.name
-                if not _whole(target):
-                    _write(target, np.ascontiguousarray(file[cell.reference][:].T))
-                if progress is not None:
-                    progress(done, len(cells))
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        for done, cell in enumerate(cells, 1):
+            target = folder / cell.name
+            if not _whole(target):
+                with _told(path):
+                    pixels = _pixels(file, cell)
+                with _writing(folder):
+                    _write(target, pixels)
+            if progress is not None:
+                progress(done, len(cells))
+    with _writing(folder):
         _put(folder / DONE, json.dumps({"pictures": len(cells)}).encode())
+    return len(cells)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A folder that cannot be written as one line."""
+    try:
+        yield
     except OSError as error:
         raise DataError(
             f"{folder}: the pictures cannot be written ({error.strerror or error}); make room there, or write them "
             "elsewhere with: mgran-fast datasets extract"
         ) from error
-    return len(cells)
+
+
+def _pixels(file: Any, cell: Cell) -> NDArray[np.uint8]:
+    pixels = np.ascontiguousarray(file[cell.reference][:].T)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"{cell.name}: {pixels.dtype} {pixels.shape}, not a colour picture")
+    return pixels
 
 
 def extracted(folder: Path) -> bool:

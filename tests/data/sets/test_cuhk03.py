@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -190,6 +192,21 @@ def test_a_folder_that_cannot_be_written(raw: Any) -> None:
     raw.refused(f"{raw.root / 'images_detected'}: the pictures cannot be written", "mgran-fast datasets extract")
 
 
+def test_a_full_disk(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    room, replace = iter(range(12)), os.replace
+
+    def until_full(draft: Path, path: Path) -> None:
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(draft, path)
+
+    monkeypatch.setattr("os.replace", until_full)
+    raw.refused("images_detected: the pictures cannot be written (No space left on device); make room there")
+    monkeypatch.setattr("os.replace", replace)
+    assert len(list((raw.root / "images_detected").glob("*.png"))) == 12
+    assert len(raw.read().train) == 14
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -223,6 +240,15 @@ def test_a_mat_with_other_things_in_it(raw: Any) -> None:
         del file["detected"]
         file["detected"] = np.zeros((1, 5))
     raw.refused(f"{path}: cannot be read as a MATLAB file")
+
+
+def test_a_mat_with_an_odd_picture(raw: Any) -> None:
+    path = raw.root / MAT
+    with h5py.File(path, "r+") as file:
+        first = file[file["detected"][0][0]]
+        file["odd"] = np.zeros((3, 8, 16))
+        first[0, 0] = file["odd"].ref
+    raw.refused(f"{path}: cannot be read as a MATLAB file (1_001_1_01.png: float64 (16, 8, 3), not a colour picture)")
 
 
 def test_unreadable_config(raw: Any) -> None:
