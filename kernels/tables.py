@@ -5,6 +5,9 @@ A table is a JSON file of the kernel's stem. Each entry names the case that it w
     kernel, mode, bytes (of an element), capability, channels, cells -> block_cells, block_channels, num_warps,
     num_stages
 
+batchnorm.json has rows (of a group) and block_rows in place of cells, no mode, and programs; pointwise.json has cases
+of its own (:func:`product`).
+
 The nearest entry serves a call: of those with the call's kernel, mode and element size, the ones of the highest
 capability that is not above the device's (of the lowest there is, on an older device), and of these the one with
 the smallest |log2(channels / entry's)| + |log2(cells / entry's)|, the first of equals. A tile is then cut to the
@@ -25,6 +28,9 @@ import triton
 
 TABLE = Path(__file__).with_name("pooling.json")
 POINTWISE = Path(__file__).with_name("pointwise.json")
+BATCHNORM = Path(__file__).with_name("batchnorm.json")
+# Of a tile of batch norm, however few its channels are.
+MOST_BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,17 @@ class Tile:
     channels: int
     num_warps: int
     num_stages: int
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """A tile of rows x channels, how it is run, and how many programs share a tensor where it is summed."""
+
+    rows: int
+    channels: int
+    num_warps: int
+    num_stages: int = 1
+    programs: int = 1
 
 
 @functools.lru_cache(maxsize=1)
@@ -121,6 +138,41 @@ def pointwise(rows: int, channels: int, outs: int, residual: bool, shortcut: boo
                 entry["num_stages"])  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1)
+def norms() -> tuple[dict[str, Any], ...]:
+    """The table of batch norm, read once."""
+    return tuple(json.loads(BATCHNORM.read_text(encoding="utf-8"))["entries"])
+
+
+@functools.lru_cache(maxsize=1024)
+def batchnorm(kernel: str, dtype: torch.dtype, channels: int, rows: int, capability: int) -> RowBlocks:
+    """The tile of the nearest entry of batchnorm.json, found as :func:`choose` finds its.
+
+    Fewer channels than the tile's make it longer by as much. What was measured serves GPUs of its own capability alone,
+    as in :func:`pointwise`.
+    """
+    fitting = [e for e in norms() if (e["kernel"], e["bytes"]) == (kernel, dtype.itemsize)]
+    if not fitting:
+        raise ValueError(f"{BATCHNORM.name} has no entry for {kernel}, {dtype}")
+    fitting = [e for e in fitting if "measured" not in e or e["capability"] == capability]
+    known = {e["capability"] for e in fitting}
+    newest = max((c for c in known if c <= capability), default=min(known))
+
+    def distance(entry: dict[str, Any]) -> float:
+        return abs(math.log2(channels / entry["channels"])) + abs(math.log2(rows / entry["rows"]))
+
+    entry = min((e for e in fitting if e["capability"] == newest), key=distance)
+    width = min(entry["block_channels"], triton.next_power_of_2(channels))
+    length = entry["block_rows"] * entry["block_channels"] // width
+    return RowBlocks(
+        rows=min(length, MOST_BLOCK_ROWS, triton.next_power_of_2(rows)),
+        channels=width,
+        num_warps=entry["num_warps"],
+        num_stages=entry["num_stages"],
+        programs=entry.get("programs", 1),
+    )
+
+
 def share_blocks(height: int, width: int, map_height: int, map_width: int) -> ShareBlocks:
     """A program counts up to 16 cells, and a thread loads 16 pixels: 2 KiB of map are 4 warps."""
     cells = min(16, triton.next_power_of_2(width))
@@ -129,7 +181,7 @@ def share_blocks(height: int, width: int, map_height: int, map_width: int) -> Sh
     return ShareBlocks(cells=cells, y=y, x=x, num_warps=min(4, triton.next_power_of_2(triton.cdiv(x * y, 512))))
 
 
-def options(blocks: Blocks | ShareBlocks) -> dict[str, int | bool]:
+def options(blocks: Blocks | RowBlocks | ShareBlocks) -> dict[str, int | bool]:
     """The launch options of a tile."""
     # Fused multiply-adds are asked for by name: they only make sums more exact, and Triton's default is changing.
     return {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages, "enable_fp_fusion": True}

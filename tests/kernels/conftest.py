@@ -52,6 +52,12 @@ def stem() -> ModuleType:
     return _kernels("stem")
 
 
+@pytest.fixture(scope="session")
+def batchnorm() -> ModuleType:
+    """The module of kernels/batchnorm.py."""
+    return _kernels("batchnorm")
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """New tensors hold NaN: an element that no kernel writes shows."""

@@ -66,7 +66,7 @@ def measure_cuda(sources: list[Path], archs: tuple[int, ...], tree: Path = ROOT,
 
 
 # Files of kernels/ that hold kernels.
-TRITON = ("pooling", "pointwise", "stem")
+TRITON = ("pooling", "batchnorm", "pointwise", "stem")
 # Run aside, since TRITON_INTERPRET decides at import and the gate puts a mock in the place of the driver.
 _TRITON = """
 import json, sys
@@ -91,7 +91,7 @@ def measure_triton() -> tuple[Kernels, list[str]]:
     digest = hashlib.sha256(repr((triton_version(), sys.version)).encode())
     # What the gate's answer depends on.
     definitions = (
-        *(here / f"triton_{name}.py" for name in ("gate", "dry", "products")),
+        *(here / f"triton_{name}.py" for name in ("gate", "dry", "batchnorm", "products")),
         here / "cubin.py",
         here / "occupancy.py",
         Path(__file__),

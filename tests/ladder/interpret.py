@@ -25,7 +25,12 @@ JOBS = 2
 # pytest's exit status: some test failed. A crash is a negative one; everything else is a broken setup.
 TESTS_FAILED = 1
 # What tests a file of kernels/; a bug elsewhere runs all tests.
-TESTS = {"pooling": "test_pooling.py", "pointwise": "test_products.py", "stem": "test_products.py"}
+TESTS = {
+    "pooling": "test_pooling.py",
+    "batchnorm": "test_batchnorm.py",
+    "pointwise": "test_products.py",
+    "stem": "test_products.py",
+}
 
 
 def run_tests(options: list[str], kernels: Path | None = None, tests: str = "") -> subprocess.CompletedProcess[str]:
@@ -34,7 +39,18 @@ def run_tests(options: list[str], kernels: Path | None = None, tests: str = "") 
     env.pop("MGRAN_KERNELS", None)
     if kernels is not None:
         env["MGRAN_KERNELS"] = str(kernels)
-    command = [sys.executable, "-m", "pytest", f"tests/kernels/{tests}", "-q", "-p", "no:cacheprovider", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        f"tests/kernels/{tests}",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not gpu",
+    ]
+    command += options
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 

@@ -13,6 +13,11 @@ from dataclasses import dataclass, replace
 from cubin import GateError
 
 ELEMENT = {"uint8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
+# Of batch norm with a residual: tensors of x's size that are read and written. Left out are numbers of a channel, and
+# partial sums.
+NORM_TENSORS = (("statistics", 1, 0), ("apply", 2, 1), ("sums of the gradient", 3, 0), ("gradient", 3, 2))
+# And the kernels that read them.
+NORM_KERNELS = dict(zip(("moments", "apply", "reduce", "grad"), (name for name, _, _ in NORM_TENSORS), strict=True))
 KEYPOINTS = 17 * 3 * 4  # bytes of a person's keypoints
 BOX = 4 * 4  # bytes of a box
 
@@ -123,6 +128,15 @@ def _works() -> dict[str, Work]:
                 lambda s, e=ELEMENT[dtype]: _features(s, e),
             ),
         ]
+        for kernel, read, written in NORM_TENSORS:
+            works.append(
+                Work(
+                    f"batch norm {kernel}, {dtype}",
+                    " + ".join(f"{n} B C K S {verb}" for n, verb in ((read, "read"), (written, "written")) if n),
+                    lambda s, e=ELEMENT[dtype], n=read: n * _features(s, e),
+                    lambda s, e=ELEMENT[dtype], n=written: n * _features(s, e),
+                )
+            )
     return {work.op: work for work in works}
 
 
@@ -146,6 +160,7 @@ WORKS = _works()
 Counts = dict[str, dict[str, dict[str, float]]]
 
 _PEOPLE = re.compile(r"(\d+) people of (\d+) x (\d+)")
+_NORM = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\] in \d+ groups?")
 _FEATURES = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\], maps of (\d+) x (\d+)")
 # What the boxes of the simulator's crops cover; its features have four rows a person.
 SIMULATED_BOXES = 115 * 292 + 128 * 256
@@ -161,15 +176,21 @@ def size_of(case: str) -> Size:
         rows, channels, h, w, height, width = map(int, found.groups())
         people = rows // ROWS_A_PERSON
         return replace(STATED, people=people, pixels=height * width, rows=rows, channels=channels, cells=h * w)
+    if found := _NORM.search(case):
+        rows, channels, h, w = map(int, found.groups())
+        return replace(STATED, rows=rows, channels=channels, cells=h * w)
     raise GateError(f"bytes.json: the case {case!r} does not tell its size")
 
 
 def scale_of(kernel: str, case: str) -> float:
     """How many times the bytes of a case the stated size moves: all of them are proportional to the people, those of
-    pooling's features to the channels as well."""
+    features to the channels as well."""
     size = size_of(case)
     if size.pixels != STATED.pixels or size.cells != STATED.cells:
         raise GateError(f"bytes.json: {case!r}: bytes are proportional to people and channels, not to other sizes")
+    if _NORM.search(case):
+        # Of partial sums as well: the case has as many for each row.
+        return STATED.rows / size.rows * STATED.channels / size.channels
     if not _FEATURES.search(case):
         return STATED.people / size.people
     channels = 1 if " share" in kernel else STATED.channels / size.channels
@@ -178,7 +199,7 @@ def scale_of(kernel: str, case: str) -> float:
 
 def variant(case: str) -> str:
     """The case's name without its size: ``float masks, float32``."""
-    return _PEOPLE.sub("", _FEATURES.sub("", case)).strip(" ,") or "-"
+    return _PEOPLE.sub("", _NORM.sub("", _FEATURES.sub("", case))).strip(" ,") or "-"
 
 
 def work_of(kernel: str) -> str:
@@ -194,6 +215,8 @@ def work_of(kernel: str) -> str:
         return f"inputs, {arguments[0]}"
     if name == "align_tile":
         return f"align, mask {arguments[1]}, {arguments[0]}"
+    if name in NORM_KERNELS:
+        return f"batch norm {NORM_KERNELS[name]}, {arguments[-1]}"
     if name == "spread" and arguments[0] == "mean":
         return f"pooling backward, mean, {arguments[1]}"
     return ""

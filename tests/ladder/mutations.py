@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What a mutated tree holds.
 FOLDERS = ("csrc", "kernels", "mgran_fast")
 # Modules that hold mutations. Who adds a rung adds a module.
-SOURCES = ("torch", "cuda", "cpu", "fuzz", "simulate", "compile", "triton")
+SOURCES = ("torch", "cuda", "cpu", "fuzz", "simulate", "compile", "triton", "batchnorm")
 
 
 @dataclass(frozen=True)

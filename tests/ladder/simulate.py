@@ -90,6 +90,10 @@ def values(op: str, arch: int) -> Verdict:
         import simulate_triton
 
         return judge(name, simulate_triton.values(arch))
+    if op == "batchnorm":
+        import simulate_batchnorm
+
+        return judge(name, simulate_batchnorm.values(arch))
     if op == "products":
         import simulate_products
 
@@ -108,6 +112,10 @@ def traffic(op: str, arch: int) -> Verdict:
         import simulate_triton
 
         return judge(name, simulate_triton.traffic(arch), "counted")
+    if op == "batchnorm":
+        import simulate_batchnorm
+
+        return judge(name, simulate_batchnorm.traffic(arch), "counted")
     import simulate_cases
 
     return judge(name, simulate_cases.cuda_traffic(op, arch), "counted")
@@ -127,6 +135,10 @@ def catch(mutation: Mutation, limits: Counts) -> Verdict:
 
 def _caught(mutation: Mutation, tree: Path, limits: Counts) -> str:
     arch = ARCHITECTURES[0]
+    if mutation.file.startswith("kernels/batchnorm"):
+        import simulate_batchnorm
+
+        return _first(simulate_batchnorm.values(arch, tree, only_first=True), limits)
     if mutation.file.startswith(("kernels/pointwise", "kernels/stem")):
         import simulate_products
 
@@ -212,6 +224,8 @@ def tasks() -> list[tuple[str, Callable[[str, int], Verdict], str, int]]:
         found += [(f"traffic {op} sm_{last}", traffic, op, last), (f"values {op} sm_{first}", values, op, first)]
     found += [(f"traffic pooling sm_{arch}", traffic, "pooling", arch) for arch in ARCHITECTURES]
     found += [(f"values pooling sm_{arch}", values, "pooling", arch) for arch in ARCHITECTURES]
+    found.append((f"traffic batchnorm sm_{first}", traffic, "batchnorm", first))
+    found += [(f"values batchnorm sm_{arch}", values, "batchnorm", arch) for arch in ARCHITECTURES]
     found.append((f"values products sm_{first}", values, "products", first))
     found += [(f"values {op} sm_{arch}", values, op, arch) for op in OPS for arch in ARCHITECTURES[1:]]
     return found

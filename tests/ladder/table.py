@@ -52,8 +52,8 @@ Registers are those of a thread, shared memory that of a block in bytes, and an 
 multiprocessor's warps that can be resident, by the published rules (`tests/ladder/occupancy.py`, compared with CUDA's
 `cuda_occupancy.h`). Accesses of 16 bytes are instructions of the machine code for H100: loads of global memory,
 asynchronous copies among them, and stores. Spills and stack are 0 for every kernel and architecture, and no atomic
-waits for its result: rung f fails otherwise. The kernels of `pooling.py`, `pointwise.py` and `stem.py` are Triton, all
-others CUDA C++; `pointwise.py` is compiled with many tiles, and each of its figures is the worst of them.
+waits for its result: rung f fails otherwise. The kernels of Python files are Triton, all others CUDA C++;
+`pointwise.py` and `batchnorm.py` are compiled with several tiles, and each of their figures is the worst of them.
 
 """
 
@@ -63,9 +63,9 @@ FLOOR = """
 An op has to read its inputs once and to write its outputs once; nothing faster is possible from and to the GPU's
 memory. The size: N = 64 people of P = 256 x 128 pixels, R = 3 regions; masks as large as the crops, M bytes a pixel;
 boxes that cover F = 64 x 285 x 100 pixels of a frame of 1920 x 1080, none twice; features of B = 256 rows, C = 2048
-channels and K = 16 x 8 cells; S bytes an element. Of the features, only cells inside of a row's region are read: the
-figure is for regions that touch every cell, the most there is to read. Bandwidths are those of the data sheets:
-{bandwidths}.
+channels and K = 16 x 8 cells; S bytes an element. Of the features, pooling reads only cells inside of a row's region:
+the figure is for regions that touch every cell, the most there is to read. Batch norm is one of such features with a
+residual. Bandwidths are those of the data sheets: {bandwidths}.
 
 A floor is no prediction, and what another kernel has just left in a cache is not bound by it.
 
@@ -75,9 +75,9 @@ SIMULATED = """
 ## What the kernels move
 
 Counted by the simulator (`python tests/ladder/simulate.py`) on smaller cases, and scaled to the size above: a case has
-2 people, the bytes are proportional to people, and those of pooling to channels too. *Least* is what the kernel's
-task needs, 0 for a pass that only helps another one. *Touched* counts each sector of 32 bytes once a launch: what
-passes the GPU's memory when the L2 cache keeps what was read. *Moved* counts it once a warp's request: what passes
+2 people, the bytes are proportional to people, and those of pooling and batch norm to channels too. *Least* is what the
+kernel's task needs, 0 for a pass that only helps another one. *Touched* counts each sector of 32 bytes once a launch:
+what passes the GPU's memory when the L2 cache keeps what was read. *Moved* counts it once a warp's request: what passes
 from L2 when the L1 cache never hits. *Efficiency* is the share of the moved sectors that the threads ask for; it is low
 where the threads of a warp read the same bytes, as they do with tables and with the pixels between two taps. Times are
 those of the touched bytes at the bandwidths above. In pooling's case the rows' regions touch 44 % of the cells.

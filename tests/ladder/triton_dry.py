@@ -1,6 +1,6 @@
 """Dry launches: the package's Triton kernels compiled just as a launch would, for a GPU that is not there.
 
-Used by triton_gate.py and triton_products.py, and to load the kernels of a source tree.
+Used by triton_gate.py and its parts, and to load the kernels of a source tree.
 """
 
 from __future__ import annotations
@@ -82,8 +82,12 @@ def load(tree: Path = ROOT, name: str = "pooling") -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     # The tables of this tree, in place of the installed ones.
-    tables.TABLE, tables.POINTWISE = (tree / "kernels" / f"{table}.json" for table in ("pooling", "pointwise"))
-    for kept in (tables.entries, tables.choose, tables.products, tables.product):
+    tables.TABLE, tables.POINTWISE, tables.BATCHNORM = (
+        tree / "kernels" / f"{table}.json" for table in ("pooling", "pointwise", "batchnorm")
+    )
+    for kept in (
+        tables.entries, tables.choose, tables.products, tables.product, tables.norms, tables.batchnorm
+    ):  # fmt: skip
         kept.cache_clear()
     return module
 

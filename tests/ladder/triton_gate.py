@@ -2,12 +2,12 @@
 
     python tests/ladder/triton_gate.py            all architectures, then the injected bugs
     python tests/ladder/triton_gate.py 80 90      these architectures alone, without the bugs
-    python tests/ladder/triton_gate.py bugs       the injected bugs alone
+    python tests/ladder/triton_gate.py bugs WORD  the injected bugs alone, those whose name holds WORD
 
 The package's own functions run on meta tensors under a driver that only names an architecture. So each kernel is
 compiled with the tile, the alignments and the constants of a real launch, and nothing is executed. From the machine
 code come registers, spills, shared memory and the widths of the memory accesses. What is asked of pooling stands
-here, of the engine's kernels in triton_products.py.
+here, of batch norm in triton_batchnorm.py, of the engine's kernels in triton_products.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 import triton
 
 import occupancy
+import triton_batchnorm
 import triton_products
 from mgran_fast.kernels import tables
 from triton_dry import dry_launches, figures, load
@@ -36,6 +37,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 LEAST_OCCUPANCY = {"share": 1 / 3, "pool": 1 / 2, "spread": 1 / 2}
 # Of 4 or 8 bytes and less: the shares, the region, the gradient of a row. More means features or pixels.
 MOST_NARROW_LOADS = 20
+# What prints the figures of other files than pooling's.
+PARTS = {"batchnorm.py": triton_batchnorm, "pointwise.py": triton_products, "stem.py": triton_products}
 
 
 def kernels(
@@ -146,24 +149,29 @@ def gate(entries: list[dict[str, Any]]) -> list[str]:
 
 def everything(architectures: tuple[int, ...] = ARCHITECTURES) -> tuple[list[dict[str, Any]], list[str]]:
     """The figures of all kernels, and what is wrong with them."""
-    pooling, products = kernels(architectures), triton_products.kernels(architectures)
-    return pooling + products, gate(pooling) + triton_products.gate(products)
+    pooling, norms = kernels(architectures), triton_batchnorm.kernels(architectures)
+    products = triton_products.kernels(architectures)
+    found = gate(pooling) + triton_batchnorm.gate(norms) + triton_products.gate(products)
+    return pooling + norms + products, found
 
 
 def faults_of(tree: Path, file: str) -> list[str]:
     """What is wrong with the kernels of one file of a tree, on few architectures."""
     if "pooling" in file:
         return gate(kernels((80, 90), ("float32", "bfloat16"), ("mean", "gem"), load(tree)))
+    if "batchnorm" in file:
+        residual = triton_batchnorm.CASES[:1]
+        return triton_batchnorm.gate(triton_batchnorm.kernels((90,), residual, load(tree, "batchnorm")))
     modules = [load(tree, name) for name in ("pointwise", "stem")]
     return triton_products.gate(triton_products.kernels((80,), ("bfloat16",), *modules))
 
 
-def check_mutations() -> bool:
-    """Whether each injected bug of the rung ``triton`` is caught."""
+def check_mutations(only: str | None = None) -> bool:
+    """Whether each injected bug of the rung ``triton`` is caught; ``only``: those whose name or file holds this."""
     import mutations
 
     caught = True
-    for mutation in mutations.for_rung("triton"):
+    for mutation in mutations.for_rung("triton", only):
         with tempfile.TemporaryDirectory() as folder:
             tree = mutations.mutated_tree(mutation, Path(folder) / "tree")
             try:
@@ -176,14 +184,16 @@ def check_mutations() -> bool:
 
 
 def main(words: list[str]) -> int:
-    if words == ["bugs"]:
-        return 0 if check_mutations() else 1
+    if words[:1] == ["bugs"]:
+        return 0 if check_mutations(*words[1:2]) else 1
     architectures = tuple(int(word) for word in words) or ARCHITECTURES
     entries, found = everything(architectures)
     print(f"Triton {triton.__version__}, pooling [{PEOPLE * INPUTS}, {CHANNELS}, {GRID[0]}, {GRID[1]}]")
     for entry in entries:
-        print(triton_products.line(entry) if "file" in entry else line(entry))
+        part = PARTS.get(entry.get("file", ""))
+        print(part.line(entry) if part else line(entry))
     found += odd_faults(architectures[0], load())
+    found += triton_batchnorm.odd_faults(architectures[0], load(name="batchnorm"))
     for fault in found:
         print(f"FAILED {fault}")
     passed = not found and (bool(words) or check_mutations())
