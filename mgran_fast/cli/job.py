@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 
 from mgran_fast.cli import common
@@ -19,7 +18,7 @@ from mgran_fast.errors import MGRANError
 from mgran_fast.metrics.evaluation import evaluate
 from mgran_fast.train import logs
 from mgran_fast.train.config import TrainConfig
-from mgran_fast.train.machines import Machines
+from mgran_fast.train.machines import Machines, is_first
 from mgran_fast.train.run import STATE, build, check, train
 from mgran_fast.weights.trunk import load_trunk
 
@@ -50,23 +49,27 @@ def train_and_evaluate(
     blur_faces: bool = False,
     machines: Machines | None = None,
 ) -> dict[str, Any]:
-    """The main job: evaluate the untrained model, train, evaluate, write the report; returns all figures."""
+    """The main job: evaluate the untrained model, train, evaluate, write the report; returns all figures.
+
+    Of several processes the first one does all but the training alone; the others leave by typer.Exit when it is over.
+    """
     # Before the first evaluation, which may take minutes.
     check(dataset, config, output, resume=resume, masks=masks, machines=machines)
     model = build(config, len(dataset.people()))
     if weights is not None:
         load_trunk(model, weights)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = (machines or Machines()).device
     seconds: dict[str, float] = {}
     results = {}
     start = time.perf_counter()
-    with common.bar("untrained") as step:
-        results["untrained" if weights is None else "before training"] = evaluate(
-            model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step
-        )
-    seconds["evaluate before"] = time.perf_counter() - start
-    first = next(iter(results.values())).ranking
-    common.console.print(f"before training: Rank-1 {100 * first.at(1):.1f} %, mAP {100 * first.map:.1f} %")
+    if is_first():
+        with common.bar("untrained") as step:
+            results["untrained" if weights is None else "before training"] = evaluate(
+                model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step
+            )
+        seconds["evaluate before"] = time.perf_counter() - start
+        first = next(iter(results.values())).ranking
+        common.console.print(f"before training: Rank-1 {100 * first.at(1):.1f} %, mAP {100 * first.map:.1f} %")
 
     try:
         trained = train(
@@ -82,9 +85,11 @@ def train_and_evaluate(
         )
     except FloatingPointError as error:
         raise MGRANError(str(error)) from None
-    except KeyboardInterrupt:
-        common.console.print("mgran-fast: interrupted; the run goes on with --resume")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stopped:
+        common.console.print(f"mgran-fast: {stopped or 'interrupted; the run goes on with --resume'}")
+        raise typer.Exit(getattr(stopped, "code", 130)) from None
+    if not is_first():
+        raise typer.Exit
     seconds["train"] = trained.seconds
     start = time.perf_counter()
     with common.bar("evaluate") as step:

@@ -114,9 +114,8 @@ class TrainingData(pl.LightningDataModule):
                 colour=config.jitter,
             ),
         )
-        sampler = self.batches.batches
-        sampler.rank, sampler.world = ranks.rank(), ranks.world()
-        go_on(self, sampler)
+        self.batches.batches.share(ranks.rank(), ranks.world())
+        go_on(self, self.batches.batches)
         return DataLoader(
             SeededCrops(crops),
             batch_sampler=self.batches,

@@ -233,9 +233,11 @@ class quiet:  # noqa: N801 (a context manager, used as a verb)
     """Lightning's advice on hardware, workers and tips is for people who write loops, not for those who run one."""
 
     def __enter__(self) -> None:
-        self._logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
+        loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+        loggers += [logging.getLogger(f"{logger.name}.utilities.rank_zero") for logger in loggers]
+        self._levels = [(logger, logger.level) for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
         for text in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*no `configure_optimizers`.*"):
@@ -244,6 +246,8 @@ class quiet:  # noqa: N801 (a context manager, used as a verb)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", ".*training_step` returned `None`.*")
+        # What is logged is of all processes already.
+        warnings.filterwarnings("ignore", ".*sync_dist=True.*")
         # The sampler begins where the state was written.
         warnings.filterwarnings("ignore", ".*ended before the epoch ended and your dataloader is not resumable.*")
         # A run goes on with other callbacks as well.
@@ -251,4 +255,5 @@ class quiet:  # noqa: N801 (a context manager, used as a verb)
 
     def __exit__(self, *error: object) -> None:
         self._warnings.__exit__(None, None, None)
-        self._logger.setLevel(self._level)
+        for logger, level in self._levels:
+            logger.setLevel(level)

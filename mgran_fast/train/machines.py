@@ -86,10 +86,11 @@ class Machines:
         return nodes * each
 
     def check(self, people: int) -> None:
-        """Raise DataError unless a batch of so many people can be shared out, with this strategy."""
-        if self.processes() > people:
+        """Raise DataError unless a batch of so many people can be shared out evenly, with this strategy."""
+        if people % self.processes():
             raise DataError(
-                f"{self.processes()} processes share {people} people a batch: ask for more --people, or fewer devices"
+                f"{self.processes()} processes cannot share {people} people a batch evenly: ask for a multiple with"
+                " --people, or for other devices"
             )
         if self.strategy == "fsdp" and self.device == "cpu":
             raise DataError("strategy fsdp shares weights out among GPUs, and there is none: take ddp, or auto")
@@ -112,9 +113,14 @@ class Machines:
         return chosen
 
     def plugins(self) -> list[Any]:
-        """Plugins for Lightning's trainer."""
+        """Plugins for Lightning's trainer. Raises DataError for tasks that srun was not told to put on each node."""
         # A signal writes a state and ends the run; who starts it again is the cluster's business.
-        return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+        if not SLURMEnvironment.detect():
+            return []
+        try:
+            return [SLURMEnvironment(auto_requeue=False)]
+        except RuntimeError as error:
+            raise DataError(f"srun: {error}") from None
 
 
 def _launched() -> tuple[int, int]:

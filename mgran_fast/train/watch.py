@@ -47,16 +47,17 @@ class Watch:
 
     Args:
         pictures: the training set's, by place; empty where they are not known.
+        every: steps between two looks; None for what the device wants.
     """
 
-    def __init__(self, pictures: Sequence[Path] = ()) -> None:
-        self.pictures = pictures
+    def __init__(self, pictures: Sequence[Path] = (), every: int | None = None) -> None:
+        self.pictures, self.every = pictures, every
         self._steps: list[Step] = []
 
     def add(self, step: Step) -> None:
         """Take up a step. Raises DivergedError."""
         self._steps.append(step)
-        if len(self._steps) >= (1 if step.indices.device.type == "cpu" else EVERY):
+        if len(self._steps) >= (self.every or (1 if step.indices.device.type == "cpu" else EVERY)):
             self.check()
 
     def check(self) -> None:

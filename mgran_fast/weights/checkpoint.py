@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Mapping
 from os import PathLike
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
 from mgran_fast.errors import CheckpointError
 from mgran_fast.mra.estimate import Estimator
@@ -30,17 +29,22 @@ def save(model: MGRAN, path: str | PathLike[str], *, notes: Mapping[str, str] | 
     Args:
         notes: further plain strings to keep (data set, epoch, command).
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": FORMAT, "config": json.dumps(model.config), "notes": json.dumps(dict(notes or {}))}
     # safetensors keeps no strides: a channels_last weight is written in the standard order and converted on load.
     tensors = {key: value.contiguous() for key, value in model.ma.state_dict().items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial, metadata=metadata)
-        files.put(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write(Path(path), _serialized(tensors, metadata))
+
+
+def _serialized(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file, the same for the same weights."""
+    content = serialize(tensors, metadata)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    # The library leaves the order of the metadata to chance.
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[8 + size :]))
 
 
 def describe(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import torchvision
 
 from mgran_fast.data import DataSet
 from mgran_fast.data.synthetic import write
@@ -18,6 +22,28 @@ class Settings(Protocol):
 @pytest.fixture(scope="module", autouse=True)
 def no_gpu(without_gpu: None) -> None:
     """Trains on the CPU everywhere."""
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """Until the module ends a ResNet-18 has few channels, so that writing its state takes no time."""
+    spec = importlib.util.spec_from_file_location("narrow", Path(__file__).with_name("narrow.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchvision.models, "resnet18", module.narrow)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fast_files() -> Iterator[None]:
+    """Until the module ends nothing waits for the disk, and no curves are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mgran_fast.weights.files._sync", lambda path: None)
+        patch.setattr("mgran_fast.train.curves.draw", lambda rows, path: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,11 @@ def contents(folder: Path) -> dict[str, tuple[int, int, int]]:
     return {path.relative_to(folder).as_posix(): (s.st_ino, s.st_size, s.st_mtime_ns) for path, s in stats.items()}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_channels(narrow: None) -> None:
+    """Most of the time goes into files otherwise."""
+
+
 @pytest.fixture(scope="module")
 def whole(tiny: DataSet, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """A run of three epochs from start to end. Tests that write take a copy of its folder."""

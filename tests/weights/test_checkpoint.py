@@ -129,17 +129,16 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(
     build(num_classes=3).save(path)
     before = path.read_bytes()
 
-    def disk_full(tensors: object, target: Path, metadata: object) -> None:
-        Path(target).write_bytes(b"half of a file")
+    def disk_full(descriptor: int) -> None:
         raise OSError("No space left on device")
 
     def no_replacing(source: Path, target: Path) -> None:
         raise PermissionError("the target is open elsewhere")
 
     if failure == "write":
-        monkeypatch.setattr(checkpoint, "save_file", disk_full)
+        monkeypatch.setattr(os, "fsync", disk_full)
     else:
-        monkeypatch.setattr(checkpoint.os, "replace", no_replacing)
+        monkeypatch.setattr(os, "replace", no_replacing)
     with pytest.raises(OSError, match=r"No space left|open elsewhere"):
         build(num_classes=2).save(path)
     assert os.listdir(tmp_path) == ["model.safetensors"]
