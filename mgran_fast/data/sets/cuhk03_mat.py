@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,15 +181,20 @@ def _whole(path: Path) -> bool:
 
 
 def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = _draft(path)
     Image.fromarray(pixels).save(draft, "PNG")
     os.replace(draft, path)
 
 
 def _put(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = _draft(path)
     draft.write_bytes(content)
     os.replace(draft, path)
+
+
+def _draft(path: Path) -> Path:
+    # Several processes, maybe on several machines, may be at it at once.
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
 def put_test_sets(path: Path, sets: list[list[Person]]) -> None:

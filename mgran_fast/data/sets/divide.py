@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mgran_fast.data.records import Record
@@ -13,23 +13,29 @@ from mgran_fast.errors import DataError
 Parts = dict[str, tuple[Record, ...]]
 
 
-def divide(where: str | os.PathLike[str], records: Iterable[Record], seed: int) -> Parts:
+def divide(
+    where: str | os.PathLike[str], records: Iterable[Record], seed: int, names: Mapping[int, str] | None = None
+) -> Parts:
     """Half of the people to train on, the others to test on; of them the first picture by each camera is a query.
 
-    Which half somebody is in depends on the seed and their number alone, so adding people moves few of the others. A
-    picture is a query only when the gallery keeps one of that person by another camera: no query is without a match.
+    People are ordered by the seed and their own name alone, so adding someone moves few of the others. A picture is a
+    query only when the gallery keeps one of that person by another camera: no query is without a match.
 
     Args:
         where: the folder or file that errors name.
         records: all pictures.
         seed: 0 or more; another seed draws another split.
+        names: what people are called, where that is not their number.
 
     Raises DataError when nobody is seen by two cameras among those to test on, or there are fewer than two people.
     """
     by_person: dict[int, list[Record]] = {}
     for record in sorted(records):
         by_person.setdefault(record.person, []).append(record)
-    people = sorted(by_person, key=lambda person: hashlib.blake2b(f"{seed}:{person}".encode()).digest())
+    names = names or {}
+    people = sorted(
+        by_person, key=lambda person: hashlib.blake2b(f"{seed}:{names.get(person, person)}".encode()).digest()
+    )
     tested = people[len(people) // 2 :]
     train = [record for person in people[: len(people) // 2] for record in by_person[person]]
     query: list[Record] = []

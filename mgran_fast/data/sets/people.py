@@ -170,7 +170,9 @@ def _records(
         part: tuple(sorted(Record(one.path, people[one.person], cameras[str(one.camera)]) for one in pictures))
         for part, pictures in found.items()
     }
-    return (parts if seed is None else divide(root, parts["all"], seed)), person_names, camera_names
+    if seed is not None:
+        parts = divide(root, parts["all"], seed, person_names)
+    return parts, person_names, camera_names
 
 
 def draw(folder: Path, variant: str, size: tuple[int, int], seed: int) -> Counts:

@@ -78,7 +78,7 @@ def read(file: Path, request: Request) -> Reading:
     elif request.split is None:
         raise undivided(file)
     else:
-        parts = divide(file, [record for _, record in records], request.split)
+        parts = divide(file, [record for _, record in records], request.split, person_names)
     empty = [part for part in request.need if not parts[part]]
     if empty:
         raise DataError(f"{file}: no picture for {', '.join(empty)}; the column {SPLIT} tells train, query or gallery")

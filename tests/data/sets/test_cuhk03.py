@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,16 @@ def test_an_interrupted_extraction_goes_on(raw: Any) -> None:
     assert [path.stat().st_mtime_ns for path in kept[:10]] == stamps
     for record in (*found.train, *found.query, *found.gallery):
         Image.open(record.path).load()
+    assert not list(folder.glob(".*"))
+
+
+def test_several_at_once(raw: Any) -> None:
+    """As the processes of one training do."""
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: raw.read(), range(3)))
+    assert found[0] == found[1] == found[2]
+    folder = raw.root / "images_detected"
+    assert len(list(folder.glob("*.png"))) == 30
     assert not list(folder.glob(".*"))
 
 

@@ -108,6 +108,19 @@ def test_a_split_is_drawn(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_new_person_moves_few_others(tmp_path: Path) -> None:
+    names = ["ann", "bea", "cid", "dan", "eve", "fay", "gus", "hal", "ida", "jim"]
+    for name in names:
+        touch(tmp_path, f"{name}/a_c1.jpg", f"{name}/b_c2.jpg")
+    before = read(tmp_path, split=2)
+    touch(tmp_path, "aaron/a_c1.jpg", "aaron/b_c2.jpg")
+    after = read(tmp_path, split=2)
+    # Their numbers are others now, but for one at most they are on the sides where they were.
+    sides = [{one.person_names[person] for person in one.people()} for one in (before, after)]
+    assert len((sides[0] ^ sides[1]) - {"aaron"}) <= 1
+    assert before.people() != after.people()
+
+
 def test_a_drawn_query_has_a_match(tmp_path: Path) -> None:
     for person in range(8):
         touch(tmp_path, f"{person}/a_c1.jpg", f"{person}/b_c2.jpg")
