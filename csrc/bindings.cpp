@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "align.h"
+#include "batchnorm.h"
 #include "bindings_network.h"
 #include "conv.h"
 #include "cpu/dispatch.h"
@@ -260,6 +261,43 @@ MgranPooling pooling_args(Address features, Address map, Address region, Address
   return args;
 }
 
+MgranBatchnorm batchnorm_args(Address x, Address residual, Address grad, Address out, Address out_residual,
+                              Address weight, Address bias, Address mean, Address var, Address invstd, Address scale,
+                              Address shift, Address grad_bias, Address grad_weight, Address grad_bias_mean,
+                              Address grad_weight_mean, std::int64_t rows, std::int64_t cells, std::int64_t channels,
+                              std::int32_t groups, std::int32_t dtype, bool relu, std::int32_t phases, float eps) {
+  want(rows >= 0 && cells >= 0 && channels >= 0, "sizes must not be negative");
+  want(groups >= 1 && rows % groups == 0, "rows must be a multiple of groups");
+  want(dtype >= MGRAN_FLOAT32 && dtype <= MGRAN_BFLOAT16, "unknown dtype");
+  want(phases >= 1 && phases <= (MGRAN_BATCHNORM_SUM | MGRAN_BATCHNORM_WRITE), "unknown phases");
+  MgranBatchnorm args{};
+  args.x = reinterpret_cast<const void*>(x);
+  args.residual = reinterpret_cast<const void*>(residual);
+  args.grad = reinterpret_cast<const void*>(grad);
+  args.out = reinterpret_cast<void*>(out);
+  args.out_residual = reinterpret_cast<void*>(out_residual);
+  args.weight = reinterpret_cast<const float*>(weight);
+  args.bias = reinterpret_cast<const float*>(bias);
+  args.mean = reinterpret_cast<float*>(mean);
+  args.var = reinterpret_cast<float*>(var);
+  args.invstd = reinterpret_cast<float*>(invstd);
+  args.scale = reinterpret_cast<float*>(scale);
+  args.shift = reinterpret_cast<float*>(shift);
+  args.grad_bias = reinterpret_cast<float*>(grad_bias);
+  args.grad_weight = reinterpret_cast<float*>(grad_weight);
+  args.grad_bias_mean = reinterpret_cast<const float*>(grad_bias_mean);
+  args.grad_weight_mean = reinterpret_cast<const float*>(grad_weight_mean);
+  args.rows = rows;
+  args.cells = cells;
+  args.channels = channels;
+  args.groups = groups;
+  args.dtype = dtype;
+  args.relu = relu;
+  args.phases = phases;
+  args.eps = eps;
+  return args;
+}
+
 // Adds a function that takes the arguments of `make`, by name and in any order, and one more: the number of threads
 // on the CPU, the stream's handle on the GPU.
 template <typename Args, typename... P, std::size_t... I>
@@ -311,6 +349,11 @@ constexpr const char* kAlign[] = {
 constexpr const char* kPooling[] = {"features", "map",      "region", "out",      "grad_out", "grad_features", "rows",
                                     "people",   "channels", "size",   "map_size", "dtype",    "mode",          "power"};
 
+constexpr const char* kBatchnorm[] = {
+    "x",    "residual", "grad",     "out",    "out_residual", "weight",      "bias",           "mean",
+    "var",  "invstd",   "scale",    "shift",  "grad_bias",    "grad_weight", "grad_bias_mean", "grad_weight_mean",
+    "rows", "cells",    "channels", "groups", "dtype",        "relu",        "phases",         "eps"};
+
 const char* isa_name() {
   switch (mgran::isa()) {
     case mgran::Isa::avx512:
@@ -359,6 +402,8 @@ PYBIND11_MODULE(_C, m) {
   define(m, "regions_cpu", regions_args, mgran_regions_cpu, kRegions);
   define(m, "inputs_cpu", inputs_args, mgran_inputs_cpu, kInputs);
   define(m, "align_cpu", align_args, mgran_align_cpu, kAlign);
+  define(m, "batchnorm_cpu", batchnorm_args, mgran_batchnorm_cpu, kBatchnorm);
+  define(m, "batchnorm_backward_cpu", batchnorm_args, mgran_batchnorm_backward_cpu, kBatchnorm);
   define(m, "conv_cpu", conv_args, mgran_conv_cpu, kConv);
   bind_network(m);
   define(m, "pooling_cpu", pooling_args, mgran_pooling_cpu, kPooling);

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from mgran_fast import ranks
+
 
 class BNNeck(nn.Module):
     """Batch norm without shift between the embedding and the classifier (BNNeck; Luo et al. 2019), for P inputs.
 
-    Rows whose input is not visible take no part in the statistics and come out as 0.
+    Rows whose input is not visible take no part in the statistics and come out as 0. On several ranks the statistics
+    are those of all ranks' rows.
 
     Args:
         inputs: P.
@@ -32,9 +35,9 @@ class BNNeck(nn.Module):
         seen = visible.to(x.dtype)[..., None]
         mean, var = self.running_mean, self.running_var
         if self.training:
-            count = seen.sum(0)
-            mean = (x * seen).sum(0) / count.clamp(min=1)
-            var = ((x - mean).square() * seen).sum(0) / count.clamp(min=1)
+            count = ranks.all_sum(seen.sum(0).detach())
+            mean = ranks.all_sum((x * seen).sum(0)) / count.clamp(min=1)
+            var = ranks.all_sum(((x - mean).square() * seen).sum(0)) / count.clamp(min=1)
             with torch.no_grad():
                 # An input that nobody in the batch shows (or one person alone: no variance) leaves no trace.
                 share = torch.where(count > 1, self.momentum, 0.0).to(self.running_mean.dtype)

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.resnet import Bottleneck
 
+from mgran_fast import ops, ranks
 from mgran_fast.errors import CheckpointError
+from mgran_fast.ma.fused import Activation, conv_norm, max_pool
 
 #: Trunks by name; each is torchvision's network of that name without its classifier, with the same keys.
 TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -21,28 +24,37 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
     With ``statistics="joint"`` the whole batch gives one mean and variance. With ``"per_input"`` each input
     has those of its own N rows, and the running averages are updated P times, input after input: exactly what
-    P calls of one shared network do. In eval mode both are the same.
+    P calls of one shared network do. On several ranks the batch is that of all of them. In eval mode all are the same.
     """
 
     inputs: int = 1
     statistics: str = "joint"
 
+    @property
+    def groups(self) -> int:
+        """How many groups of rows have statistics of their own."""
+        return self.inputs if self.statistics == "per_input" else 1
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.statistics == "joint" or self.inputs == 1 or not self.training:
+        if not self.training or (self.groups == 1 and ranks.world() == 1):
             return super().forward(input)
-        groups = input.unflatten(0, (-1, self.inputs)).unbind(1)
-        # Each input is copied together first: batch norm's fast kernels want a dense batch.
-        normed = [super(SharedBatchNorm2d, self).forward(_dense(group, input)) for group in groups]
-        if normed[0].is_contiguous(memory_format=torch.channels_last):
-            # torch.stack answers in the standard layout; stacked with the channels innermost, they stay there.
-            rows = torch.stack([group.permute(0, 2, 3, 1) for group in normed], 1)
-            return rows.flatten(0, 1).permute(0, 3, 1, 2)
-        return torch.stack(normed, 1).flatten(0, 1)
-
-
-def _dense(group: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    channels_last = like.is_contiguous(memory_format=torch.channels_last)
-    return group.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(self.groups)
+        wide = torch.promote_types(input.dtype, torch.float32)
+        return ops.batchnorm(
+            input,
+            self.weight.to(wide),
+            self.bias.to(wide),
+            self.running_mean,
+            self.running_var,
+            training=True,
+            groups=self.groups,
+            momentum=self.momentum or 0.0,
+            eps=self.eps,
+            all_sum=ranks.all_sum if ranks.world() > 1 else None,
+        )
 
 
 class Trunk(nn.Module):
@@ -54,6 +66,14 @@ class Trunk(nn.Module):
             or 2 (torchvision's).
         inputs: P, the number of inputs of a person in a batch, for ``per_input`` statistics.
         statistics: joint or per_input (:class:`SharedBatchNorm2d`).
+
+    In training each convolution goes together with its batch norm, residual and ReLU (:mod:`mgran_fast.ma.fused`);
+    hooks on modules inside of the trunk do not run then. Everywhere else, and under torch.compile, its modules are
+    called one by one.
+
+    Attributes:
+        recompute: in training keep nothing but the convolutions' results, which halves the memory of activations, and
+            compute what lies between them once more on the way back. The gradients are the same to the bit.
     """
 
     def __init__(
@@ -79,14 +99,36 @@ class Trunk(nn.Module):
         for module in self.modules():
             if isinstance(module, SharedBatchNorm2d):
                 module.inputs, module.statistics = inputs, statistics
+        self.recompute = False
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images [B, 3, H, W] -> features [B, D, H/16, W/16] (H/32 with last_stride 2)."""
+        if self._fuses():
+            return self._train_step(images)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         features: torch.Tensor = x
         return features
+
+    def _fuses(self) -> bool:
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        # Frozen statistics are nothing to fuse.
+        return all(module.training for module in self.modules() if isinstance(module, SharedBatchNorm2d))
+
+    def _train_step(self, images: torch.Tensor) -> torch.Tensor:
+        device = images.device.type
+        if torch.is_autocast_enabled(device):
+            images = images.to(torch.get_autocast_dtype(device))
+        recompute = self.recompute
+        x = _step(Activation(images), self.conv1, self.bn1, recompute)
+        x = max_pool(x, self.maxpool)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                # A stage's last result is kept: making it again would need all that came before it.
+                x = _block(x, block, recompute, recompute and block is not layer[-1])
+        return x.y
 
     def load_torchvision(self, state: Mapping[str, Any]) -> None:
         """Load a torchvision ResNet state dict; its classifier (``fc.*``) is left out.
@@ -106,3 +148,29 @@ class Trunk(nn.Module):
             if keys:
                 raise CheckpointError(f"not weights of this trunk: the checkpoint {problem} {keys[0]} ({len(keys)} so)")
         self.load_state_dict(given, strict=False)
+
+
+def _step(
+    x: Activation,
+    conv: nn.Module,
+    norm: nn.Module,
+    recompute: bool,
+    *,
+    relu: bool = True,
+    residual: Activation | None = None,
+) -> Activation:
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, SharedBatchNorm2d)
+    return conv_norm(x, conv, norm, groups=norm.groups, relu=relu, residual=residual, recompute=recompute)
+
+
+def _block(x: Activation, block: Any, recompute: bool, recompute_result: bool) -> Activation:
+    """A residual block of torchvision's, basic or bottleneck."""
+    shortcut = x
+    if block.downsample is not None:
+        shortcut = _step(x, block.downsample[0], block.downsample[1], recompute, relu=False)
+    y = _step(x, block.conv1, block.bn1, recompute)
+    if isinstance(block, Bottleneck):
+        y = _step(y, block.conv2, block.bn2, recompute)
+        return _step(y, block.conv3, block.bn3, recompute_result, residual=shortcut)
+    return _step(y, block.conv2, block.bn2, recompute_result, residual=shortcut)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mgran_fast.ops.align import Aligned, align
+from mgran_fast.ops.batchnorm import batchnorm
 from mgran_fast.ops.crops import crops
 from mgran_fast.ops.inputs import inputs
 from mgran_fast.ops.pointwise import pointwise
@@ -15,6 +16,7 @@ __all__ = [
     "POOLING_MODES",
     "Aligned",
     "align",
+    "batchnorm",
     "crops",
     "inputs",
     "pointwise",

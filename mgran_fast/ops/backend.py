@@ -21,7 +21,7 @@ logger = logging.getLogger("mgran_fast.ops")
 CHOICES = ("auto", "native", "reference")
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 #: The ops whose GPU implementation is Triton: ``mgran_fast.kernels.<module>``.
-TRITON = {"pooling": "pooling", "pointwise": "pointwise", "stem": "stem"}
+TRITON = {"batchnorm": "batchnorm", "pooling": "pooling", "pointwise": "pointwise", "stem": "stem"}
 
 
 @functools.cache

@@ -1,0 +1,536 @@
+"""``batchnorm``: batch norm, the residual's addition and ReLU in one, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from mgran_fast.ops import backend, checks
+from mgran_fast.ops.launch import DTYPES, launch
+from mgran_fast.ops.library import register
+from mgran_fast.reference import batchnorm as reference
+
+#: float64 [...] -> the sum over all ranks of a distributed run, without gradients.
+Sum = Callable[[torch.Tensor], torch.Tensor]
+# As in csrc/batchnorm.h.
+_SUM, _WRITE = 1, 2
+
+
+class Normed(NamedTuple):
+    """What :func:`forward` gives: y like x, and float32 [G, C] each (float64 for float64 features).
+
+    ``count`` is the number of cells that a group's statistics were taken over, all ranks together.
+    """
+
+    y: torch.Tensor
+    mean: torch.Tensor
+    var: torch.Tensor
+    invstd: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
+    count: float | torch.Tensor
+
+
+def batchnorm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    *,
+    training: bool,
+    relu: bool = False,
+    groups: int = 1,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    all_sum: Sum | None = None,
+) -> torch.Tensor:
+    """max(batch norm(x) + residual, 0), or without the maximum.
+
+    Saves x and the residual for the backward pass and nothing of what it writes: the gradient of ReLU is found from
+    x again. The formulas: :mod:`mgran_fast.reference.batchnorm`.
+
+    Args:
+        x: [B, C, h, w], floating point; channels_last is the fast layout. Differentiable.
+        weight, bias: float32 [C] (float64 for float64 features). Differentiable.
+        running_mean, running_var: [C]; read in eval mode. In training they move by ``momentum`` towards the mean and
+            the unbiased variance of each group, group after group, as G calls of torch's batch norm would.
+        residual: like x, or None. Differentiable.
+        training: statistics of the batch, or the running ones.
+        relu: whether the result is clipped at 0 from below.
+        groups: G; B is a multiple of it, row b is of group b % G, and each group has statistics of its own.
+        momentum: in [0, 1]. eps: added to the variance, positive.
+        all_sum: sums a tensor over the ranks of a distributed run; the statistics are then those of all ranks' rows.
+
+    Returns:
+        [B, C, h, w] in the dtype of x, channels_last.
+
+    Raises:
+        TypeError: a wrong type or dtype. ValueError: a wrong shape, device, number of groups or eps, or, in training,
+            a group without a cell.
+    """
+    _check(x, weight, bias, running_mean, running_var, residual, groups, eps)
+    if not training:
+        _, scale, shift = reference.coefficients(running_mean[None], running_var[None], weight, bias, eps)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+            # Rare (frozen statistics): by torch's own autograd.
+            return _eval_differentiable(x, scale, shift, residual, relu)
+        return apply(x, residual, scale, shift, relu)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+        y, mean, var, count = _BatchNorm.apply(x, weight, bias, residual, groups, eps, relu, all_sum)
+    else:
+        normed = forward(x, weight, bias, residual, groups, eps, relu, all_sum)
+        y, mean, var, count = normed.y, normed.mean, normed.var, normed.count
+    update_running(running_mean, running_var, mean, var, count, momentum)
+    return y
+
+
+def forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    groups: int,
+    eps: float,
+    relu: bool,
+    all_sum: Sum | None = None,
+) -> Normed:
+    """The forward pass in training, outside of autograd; the arguments are :func:`batchnorm`'s, already checked."""
+    count: float | torch.Tensor = x.shape[0] // groups * x.shape[2] * x.shape[3]
+    if all_sum is None:
+        return Normed(*_forward_op(x, residual, weight, bias, groups, eps, relu), count)
+    mean, var = _statistics_op(x, groups)
+    mean, var, count = _over_ranks(mean, var, x.new_full((), count, dtype=torch.float64), all_sum)
+    invstd, scale, shift = reference.coefficients(mean, var, weight, bias, eps)
+    return Normed(apply(x, residual, scale, shift, relu), mean, var, invstd, scale, shift, count)
+
+
+def apply(
+    x: torch.Tensor, residual: torch.Tensor | None, scale: torch.Tensor, shift: torch.Tensor, relu: bool
+) -> torch.Tensor:
+    """x * scale + shift + residual, clipped if ``relu``, outside of autograd: the y of :func:`forward` to the bit."""
+    y: torch.Tensor = _apply_op(x, residual, scale, shift, relu)
+    return y
+
+
+def backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    normed: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    count: float | torch.Tensor,
+    relu: bool,
+    want_residual: bool,
+    all_sum: Sum | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """dx, dresidual (None where not wanted), and this rank's share of dweight and dbias [C].
+
+    Args:
+        normed: mean, invstd, scale and shift of :func:`forward`. count: its count.
+    """
+    mean, invstd, scale, shift = normed
+    if all_sum is None:
+        dx, dresidual, dbias, dweight = _backward_op(grad, x, residual, mean, invstd, scale, shift, relu, want_residual)
+    else:
+        dbias, dweight = _reduce_op(grad, x, residual, mean, invstd, scale, shift, relu)
+        means = all_sum(torch.stack((dbias, dweight)).double()) / count
+        dbias_mean, dweight_mean = means.to(dbias.dtype)
+        dx, dresidual = _grad_op(
+            grad, x, residual, mean, invstd, scale, shift, dbias_mean, dweight_mean, relu, want_residual
+        )
+    return dx, dresidual if want_residual else None, dweight.sum(0), dbias.sum(0)
+
+
+@torch.no_grad()
+def update_running(
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    count: float | torch.Tensor,
+    momentum: float,
+) -> None:
+    """Move the running statistics towards those of each group, the variance made unbiased by count / (count - 1)."""
+    unbiased = var * (count / (count - 1)) if isinstance(count, torch.Tensor) else var * (count / max(count - 1, 1))
+    for one_mean, one_var in zip(mean, unbiased, strict=True):
+        running_mean.lerp_(one_mean.to(running_mean.dtype), momentum)
+        running_var.lerp_(one_var.to(running_var.dtype), momentum)
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        residual: torch.Tensor | None,
+        groups: int,
+        eps: float,
+        relu: bool,
+        all_sum: Sum | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float | torch.Tensor]:
+        normed = forward(x, weight, bias, residual, groups, eps, relu, all_sum)
+        # Backwards a residual matters to ReLU alone.
+        kept = residual if relu else None
+        ctx.save_for_backward(x, kept, normed.mean, normed.invstd, normed.scale, normed.shift)
+        ctx.count, ctx.relu, ctx.all_sum, ctx.has_residual = normed.count, relu, all_sum, residual is not None
+        ctx.mark_non_differentiable(normed.mean, normed.var)
+        return normed.y, normed.mean, normed.var, normed.count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        x, residual, *normed = ctx.saved_tensors
+        wanted = ctx.has_residual and ctx.needs_input_grad[3]
+        dx, dresidual, dweight, dbias = backward(
+            grad, x, residual, tuple(normed), ctx.count, ctx.relu, wanted, ctx.all_sum
+        )
+        return dx, dweight, dbias, dresidual, None, None, None, None
+
+
+def _eval_differentiable(
+    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, residual: torch.Tensor | None, relu: bool
+) -> torch.Tensor:
+    return reference.apply(x, residual, scale, shift, relu).contiguous(memory_format=torch.channels_last)
+
+
+def _over_ranks(
+    mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor, all_sum: Sum
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Statistics of all ranks' cells from each rank's own [G, C] and number of cells."""
+    total = all_sum(count)
+    share = count / total
+    overall = all_sum(mean.double() * share)
+    # About the common mean: no difference of large squares.
+    spread = all_sum((var.double() + (mean.double() - overall).square()) * share)
+    return overall.to(mean.dtype), spread.to(var.dtype), total
+
+
+def _check(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    residual: torch.Tensor | None,
+    groups: int,
+    eps: float,
+) -> None:
+    checks.tensor("x", x, (None, None, None, None), (*DTYPES, torch.float64))
+    wide = reference.wide(x)
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, value in vectors.items():
+        checks.tensor(name, value, (x.shape[1],), (wide,))
+    if residual is not None:
+        checks.tensor("residual", residual, tuple(x.shape), (x.dtype,))
+        checks.same_device(x=x, residual=residual)
+    checks.same_device(x=x, **vectors)
+    if groups < 1 or x.shape[0] % groups != 0:
+        raise ValueError(f"x has {x.shape[0]} rows, which is no multiple of {groups} groups")
+    if x.numel() == 0:
+        raise ValueError(f"x has no cells: its shape is {list(x.shape)}")
+    if not 0 < eps < 1e9:
+        raise ValueError(f"eps must be positive and finite, not {eps!r}")
+
+
+# --- the registered ops ---------------------------------------------------------------------------------------------
+
+
+def _kernel(x: torch.Tensor) -> ModuleType | None:
+    # No kernel computes in float64: that is the reference's, for gradcheck.
+    return None if x.dtype == torch.float64 else backend.native("batchnorm", x.device.type)
+
+
+def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _fresh(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy as the kernels would write it: an op may answer with neither an argument nor a view of anything."""
+    return tensor.clone(memory_format=torch.channels_last)
+
+
+def _launch(module: ModuleType, op: str, x: torch.Tensor, **arguments: Any) -> None:
+    """Call the CPU kernel; pointers that are not named are null."""
+    rows, channels, height, width = x.shape
+    pointers = (
+        "residual", "grad", "out", "out_residual", "weight", "bias", "mean", "var", "invstd", "scale", "shift",
+        "grad_bias", "grad_weight", "grad_bias_mean", "grad_weight_mean",
+    )  # fmt: skip
+    given: dict[str, Any] = {"groups": 1, "relu": False, "eps": 1.0, **dict.fromkeys(pointers), **arguments}
+    launch(
+        module, op, x.device, x=x, rows=rows, cells=height * width, channels=channels, dtype=DTYPES[x.dtype], **given
+    )
+
+
+def _vectors(x: torch.Tensor, groups: int, count: int) -> list[torch.Tensor]:
+    return [x.new_empty((groups, x.shape[1]), dtype=reference.wide(x)) for _ in range(count)]
+
+
+def _like(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def _forward(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float,
+    relu: bool,
+) -> tuple[torch.Tensor, ...]:
+    module = _kernel(x)
+    if module is None or x.device.type == "cuda":
+        mean, var = _statistics(x, groups)
+        invstd, scale, shift = reference.coefficients(mean, var, weight, bias, eps)
+        return _apply(x, residual, scale, shift, relu), mean, var, invstd, scale, shift
+    y, mean, var, invstd, scale, shift = _forward_fake(x, residual, weight, bias, groups, eps, relu)
+    dense = _dense(x)
+    assert dense is not None
+    _launch(
+        module, "batchnorm", dense, residual=_dense(residual), out=y, weight=weight.contiguous(),
+        bias=bias.contiguous(), mean=mean, var=var, invstd=invstd, scale=scale, shift=shift, groups=groups, eps=eps,
+        relu=relu, phases=_SUM | _WRITE,
+    )  # fmt: skip
+    return y, mean, var, invstd, scale, shift
+
+
+def _forward_fake(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float,
+    relu: bool,
+) -> tuple[torch.Tensor, ...]:
+    return (_like(x), *_vectors(x, groups, 5))
+
+
+def _statistics(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    module, dense = _kernel(x), _dense(x)
+    assert dense is not None
+    if module is None:
+        return reference.statistics(x, groups)
+    if x.device.type == "cuda":
+        found: tuple[torch.Tensor, torch.Tensor] = module.statistics(dense, groups)
+        return found
+    mean, var = _statistics_fake(x, groups)
+    _launch(module, "batchnorm", dense, mean=mean, var=var, groups=groups, phases=_SUM)
+    return mean, var
+
+
+def _statistics_fake(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, var = _vectors(x, groups, 2)
+    return mean, var
+
+
+def _apply(
+    x: torch.Tensor, residual: torch.Tensor | None, scale: torch.Tensor, shift: torch.Tensor, relu: bool
+) -> torch.Tensor:
+    module, dense = _kernel(x), _dense(x)
+    assert dense is not None
+    if module is None:
+        return _fresh(reference.apply(x, residual, scale, shift, relu))
+    if x.device.type == "cuda":
+        y: torch.Tensor = module.apply(dense, _dense(residual), scale.contiguous(), shift.contiguous(), relu)
+        return y
+    y = _like(x)
+    _launch(
+        module, "batchnorm", dense, residual=_dense(residual), out=y, scale=scale.contiguous(),
+        shift=shift.contiguous(), groups=len(scale), relu=relu, phases=_WRITE,
+    )  # fmt: skip
+    return y
+
+
+def _apply_fake(
+    x: torch.Tensor, residual: torch.Tensor | None, scale: torch.Tensor, shift: torch.Tensor, relu: bool
+) -> torch.Tensor:
+    return _like(x)
+
+
+def _backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    relu: bool,
+    want_residual: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    module = _kernel(x)
+    if module is None or x.device.type == "cuda":
+        dbias, dweight = _reduce(grad, x, residual, mean, invstd, scale, shift, relu)
+        count = max(x.shape[0] // len(mean) * x.shape[2] * x.shape[3], 1)
+        dx, dresidual = _grad(
+            grad, x, residual, mean, invstd, scale, shift, dbias / count, dweight / count, relu, want_residual
+        )
+        return dx, dresidual, dbias, dweight
+    dx, dresidual, dbias, dweight = _backward_fake(grad, x, residual, mean, invstd, scale, shift, relu, want_residual)
+    _launch_backward(
+        module, grad, x, residual, relu, out=dx, out_residual=dresidual if want_residual else None, mean=mean,
+        invstd=invstd, scale=scale, shift=shift, grad_bias=dbias, grad_weight=dweight, groups=len(mean),
+        phases=_SUM | _WRITE,
+    )  # fmt: skip
+    return dx, dresidual, dbias, dweight
+
+
+def _backward_fake(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    relu: bool,
+    want_residual: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    dbias, dweight = _vectors(x, len(mean), 2)
+    return _like(x), _like(x) if want_residual else x.new_empty(0), dbias, dweight
+
+
+def _launch_backward(
+    module: ModuleType, grad: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None, relu: bool, **more: Any
+) -> None:
+    dense = _dense(x)
+    # What is [G, C]; the kernel knows no strides.
+    for name, value in more.items():
+        if isinstance(value, torch.Tensor) and value.ndim == 2:
+            more[name] = value.contiguous()
+    assert dense is not None
+    _launch(
+        module, "batchnorm_backward", dense, grad=_dense(grad), residual=_dense(residual) if relu else None, relu=relu,
+        **more,
+    )  # fmt: skip
+
+
+def _reduce(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    relu: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    module = _kernel(x)
+    if module is None:
+        return reference.reduce(grad, x, residual, scale, shift, mean, invstd, relu)
+    if x.device.type == "cuda":
+        found: tuple[torch.Tensor, torch.Tensor] = module.reduce(
+            _dense(grad), _dense(x), _dense(residual), scale, shift, mean, invstd, relu
+        )
+        return found
+    dbias, dweight = _vectors(x, len(mean), 2)
+    _launch_backward(
+        module, grad, x, residual, relu, mean=mean, invstd=invstd, scale=scale, shift=shift, grad_bias=dbias,
+        grad_weight=dweight, groups=len(mean), phases=_SUM,
+    )  # fmt: skip
+    return dbias, dweight
+
+
+def _reduce_fake(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    relu: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    dbias, dweight = _vectors(x, len(mean), 2)
+    return dbias, dweight
+
+
+def _grad(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    dbias_mean: torch.Tensor,
+    dweight_mean: torch.Tensor,
+    relu: bool,
+    want_residual: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    module = _kernel(x)
+    if module is None:
+        dx, dresidual = reference.grad(grad, x, residual, scale, shift, mean, invstd, dbias_mean, dweight_mean, relu)
+        return _fresh(dx), _fresh(dresidual) if want_residual else x.new_empty(0)
+    if x.device.type == "cuda":
+        dx, other = module.grad(
+            _dense(grad), _dense(x), _dense(residual), scale, shift, mean, invstd, dbias_mean, dweight_mean, relu,
+            want_residual,
+        )  # fmt: skip
+        return dx, x.new_empty(0) if other is None else other
+    dx, dresidual = _grad_fake(
+        grad, x, residual, mean, invstd, scale, shift, dbias_mean, dweight_mean, relu, want_residual
+    )
+    _launch_backward(
+        module, grad, x, residual, relu, out=dx, out_residual=dresidual if want_residual else None, mean=mean,
+        invstd=invstd, scale=scale, shift=shift, grad_bias_mean=dbias_mean, grad_weight_mean=dweight_mean,
+        groups=len(mean), phases=_WRITE,
+    )  # fmt: skip
+    return dx, dresidual
+
+
+def _grad_fake(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    dbias_mean: torch.Tensor,
+    dweight_mean: torch.Tensor,
+    relu: bool,
+    want_residual: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _like(x), _like(x) if want_residual else x.new_empty(0)
+
+
+_forward_op = register(
+    "batchnorm(Tensor x, Tensor? residual, Tensor weight, Tensor bias, int groups, float eps, bool relu)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+_statistics_op = register(
+    "batchnorm_statistics(Tensor x, int groups) -> (Tensor, Tensor)", _statistics, _statistics_fake
+)
+_apply_op = register(
+    "batchnorm_apply(Tensor x, Tensor? residual, Tensor scale, Tensor shift, bool relu) -> Tensor", _apply, _apply_fake
+)
+_COEFFICIENTS = "Tensor mean, Tensor invstd, Tensor scale, Tensor shift"
+_backward_op = register(
+    f"batchnorm_backward(Tensor grad, Tensor x, Tensor? residual, {_COEFFICIENTS}, bool relu, bool want_residual)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+_reduce_op = register(
+    f"batchnorm_reduce(Tensor grad, Tensor x, Tensor? residual, {_COEFFICIENTS}, bool relu) -> (Tensor, Tensor)",
+    _reduce,
+    _reduce_fake,
+)
+_grad_op = register(
+    f"batchnorm_grad(Tensor grad, Tensor x, Tensor? residual, {_COEFFICIENTS}, Tensor dbias_mean, Tensor dweight_mean,"
+    " bool relu, bool want_residual) -> (Tensor, Tensor)",
+    _grad,
+    _grad_fake,
+)
