@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,7 @@ def norms() -> tuple[dict[str, Any], ...]:
 def batchnorm(kernel: str, dtype: torch.dtype, channels: int, rows: int, capability: int) -> RowBlocks:
     """The tile of the nearest entry of batchnorm.json, found as :func:`choose` finds its.
 
-    Fewer channels than the tile's make it longer by as much. What was measured serves GPUs of its own capability alone,
-    as in :func:`pointwise`.
+    What was measured serves GPUs of its own capability alone, as in :func:`pointwise`.
     """
     fitting = [e for e in norms() if (e["kernel"], e["bytes"]) == (kernel, dtype.itemsize)]
     if not fitting:
@@ -162,15 +161,15 @@ def batchnorm(kernel: str, dtype: torch.dtype, channels: int, rows: int, capabil
         return abs(math.log2(channels / entry["channels"])) + abs(math.log2(rows / entry["rows"]))
 
     entry = min((e for e in fitting if e["capability"] == newest), key=distance)
-    width = min(entry["block_channels"], triton.next_power_of_2(channels))
-    length = entry["block_rows"] * entry["block_channels"] // width
-    return RowBlocks(
-        rows=min(length, MOST_BLOCK_ROWS, triton.next_power_of_2(rows)),
-        channels=width,
-        num_warps=entry["num_warps"],
-        num_stages=entry["num_stages"],
-        programs=entry.get("programs", 1),
-    )
+    names = ("block_rows", "block_channels", "num_warps", "num_stages")
+    return narrow(RowBlocks(*(entry[name] for name in names), entry.get("programs", 1)), channels, rows)
+
+
+def narrow(blocks: RowBlocks, channels: int, rows: int) -> RowBlocks:
+    """A tile for a call of fewer channels, which make it longer by as much, and of fewer rows."""
+    width = min(blocks.channels, triton.next_power_of_2(channels))
+    length = min(blocks.rows * blocks.channels // width, MOST_BLOCK_ROWS, triton.next_power_of_2(rows))
+    return replace(blocks, rows=length, channels=width)
 
 
 def share_blocks(height: int, width: int, map_height: int, map_width: int) -> ShareBlocks:

@@ -2,7 +2,7 @@
 
     python -m mgran_fast.kernels.tune                        prints the entries, as JSON
     python -m mgran_fast.kernels.tune --write                adds them to the tables, in place of those of the same case
-    python -m mgran_fast.kernels.tune --only pointwise       of one table alone: pooling or pointwise
+    python -m mgran_fast.kernels.tune --only pointwise       of one table alone: pooling, batchnorm or pointwise
 
 What is timed runs in a CUDA graph: the device's time, without the host's. ``--jobs`` processes compile beforehand.
 """
@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from typing import Any
 import torch
 from triton.testing import do_bench_cudagraph
 
-from mgran_fast.kernels import pointwise, pooling, tables
-from mgran_fast.kernels.tables import Blocks, Tile
+from mgran_fast.kernels import batchnorm, pointwise, pooling, tables
+from mgran_fast.kernels.tables import Blocks, RowBlocks, Tile
 
 # Feature maps of crops of 256 x 128 at the strides 16 and 32, of four inputs each.
 PEOPLE, INPUTS, CROP = 32, 4, (256, 128)
@@ -35,6 +36,14 @@ TILES = [
     for cells, channels, warps in itertools.product((4, 8, 16, 32, 64), (64, 128, 256), (2, 4, 8))
     # 4 to 64 features a thread: from one load of 16 bytes to what still fits the registers.
     if 128 * warps <= cells * channels <= 2048 * warps
+]
+# Batch norms of a ResNet-50 whose last stage does not stride.
+NORMS = ((64, (64, 32)), (256, (64, 32)), (512, (32, 16)), (1024, (16, 8)), (2048, (16, 8)))
+NORM_TILES = [
+    RowBlocks(rows, 128, warps, stages, programs)
+    for rows, warps, stages, programs in itertools.product((4, 8, 16, 32), (4, 8), (1, 2, 3, 4), (512, 1024, 2048))
+    # 4 to 16 numbers a thread, of which the sums keep two each.
+    if 4 * 32 * warps <= 128 * rows <= 16 * 32 * warps
 ]
 # The 1x1 convolutions of a ResNet-50 whose last stage does not stride: grid, channels, outs, and a residual, or the
 # shortcut's channels and stride.
@@ -96,6 +105,28 @@ def pooling_cases(device: torch.device) -> Iterator[Case]:
             yield case, {words(blocks): partial(run, blocks=blocks) for blocks in TILES}
 
 
+def batchnorm_cases(device: torch.device) -> Iterator[Case]:
+    """As :func:`pooling_cases`: joint statistics, with a residual and ReLU."""
+    for (channels, grid), dtype in itertools.product(NORMS, DTYPES):
+        rand = partial(torch.randn, (PEOPLE * INPUTS, channels, *grid), dtype=dtype, device=device)
+        x, residual, dy = (rand().to(memory_format=torch.channels_last) for _ in range(3))
+        some = [torch.rand((1, channels), device=device) for _ in range(6)]
+        runs = {
+            "moments": partial(batchnorm.statistics, x, 1),
+            "apply": partial(batchnorm.apply, x, residual, *some[:2], True),
+            "reduce": partial(batchnorm.reduce, dy, x, residual, *some[:4], True),
+            "grad": partial(batchnorm.grad, dy, x, residual, *some, True, True),
+        }
+        rows = PEOPLE * INPUTS * grid[0] * grid[1]
+        for kernel, run in runs.items():
+            case = {"kernel": kernel, "bytes": dtype.itemsize, "capability": tables.capability(device),
+                    "channels": channels, "rows": rows}  # fmt: skip
+            # Only sums have steps to overlap, and parts.
+            plain = [replace(tile, num_stages=1, programs=1) for tile in NORM_TILES]
+            tiles = NORM_TILES if kernel in ("moments", "reduce") else list(dict.fromkeys(plain))
+            yield case, {words(tile): partial(run, blocks=tables.narrow(tile, channels, rows)) for tile in tiles}
+
+
 def pointwise_cases(device: torch.device) -> Iterator[Case]:
     """As :func:`pooling_cases`; "library" is cuDNN's fused convolution, with one before it for a shortcut."""
     for people, ((h, w), channels, outs, residual, shortcut) in itertools.product(BATCHES, PRODUCTS):
@@ -135,16 +166,17 @@ def _cudnn(
     return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
 
 
-CASES = {"pooling": pooling_cases, "pointwise": pointwise_cases}
-FILES = {"pooling": tables.TABLE, "pointwise": tables.POINTWISE}
+CASES = {"pooling": pooling_cases, "batchnorm": batchnorm_cases, "pointwise": pointwise_cases}
+FILES = {"pooling": tables.TABLE, "batchnorm": tables.BATCHNORM, "pointwise": tables.POINTWISE}
+SIZES = {Blocks: ("cells", "channels"), RowBlocks: ("rows", "channels"), Tile: ("rows", "outs", "channels")}
 
 
-def words(tile: Blocks | Tile) -> str:
+def words(tile: Blocks | RowBlocks | Tile) -> str:
     """The tile's part of a table entry, as JSON."""
-    sizes = ("cells", "channels") if isinstance(tile, Blocks) else ("rows", "outs", "channels")
     return json.dumps(
-        {f"block_{name}": getattr(tile, name) for name in sizes}
+        {f"block_{name}": getattr(tile, name) for name in SIZES[type(tile)]}
         | {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+        | ({"programs": tile.programs} if isinstance(tile, RowBlocks) and tile.programs > 1 else {})
     )
 
 

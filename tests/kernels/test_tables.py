@@ -129,3 +129,68 @@ def test_tiles_of_products_fit_every_gpu() -> None:
     for tile in tune.PRODUCT_TILES:
         assert 2 * tile.num_stages * tile.channels * (tile.rows + tile.outs) <= 99 << 10
     assert len(tune.PRODUCTS) == 16
+
+
+def norm_entry(capability: int, channels: int, block_rows: int, **more: object) -> dict[str, object]:
+    case = {"kernel": "reduce", "bytes": 2, "capability": capability, "channels": channels, "rows": 1024}
+    tile = {"block_rows": block_rows, "block_channels": 128, "num_warps": 4, "num_stages": 3, "programs": 64}
+    return {**case, **tile, **more}
+
+
+@pytest.fixture
+def norm_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    file = tmp_path / "batchnorm.json"
+    found = [norm_entry(75, 2048, 1), norm_entry(75, 64, 2), norm_entry(90, 64, 4, measured="a GPU")]
+    file.write_text(json.dumps({"entries": found}))
+    monkeypatch.setattr(tables, "BATCHNORM", file)
+    tables.norms.cache_clear()
+    tables.batchnorm.cache_clear()
+    yield
+    tables.norms.cache_clear()
+    tables.batchnorm.cache_clear()
+
+
+@pytest.mark.usefixtures("norm_table")
+@pytest.mark.parametrize(
+    ("channels", "capability", "want"),
+    [(2048, 80, 1), (128, 80, 2), (128, 90, 4), (2048, 90, 4), (128, 100, 2), (2048, 0, 1)],
+)
+def test_a_norm_takes_the_nearest_case_but_no_other_gpus_time(channels: int, capability: int, want: int) -> None:
+    blocks = tables.batchnorm("reduce", torch.bfloat16, channels, 1024, capability)
+    assert blocks == tables.RowBlocks(want, 128, 4, 3, 64)
+    with pytest.raises(ValueError, match=r"batchnorm.json has no entry for reduce, torch.float32"):
+        tables.batchnorm("reduce", torch.float32, channels, 1024, capability)
+
+
+def test_a_norms_tile_is_as_long_as_it_is_narrow() -> None:
+    tile = tables.RowBlocks(8, 128, 4, 3, 64)
+    assert tables.narrow(tile, 2048, 10**6) == tile
+    assert tables.narrow(tile, 48, 10**6) == tables.RowBlocks(16, 64, 4, 3, 64)
+    assert tables.narrow(tile, 1, 10**6) == tables.RowBlocks(256, 1, 4, 3, 64)
+    assert tables.narrow(tile, 3, 5) == tables.RowBlocks(8, 4, 4, 3, 64)
+
+
+@pytest.mark.parametrize("kernel", ["moments", "apply", "reduce", "grad"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_shipped_table_of_norms_serves_every_call(kernel: str, dtype: torch.dtype) -> None:
+    for channels, rows, capability in ((2048, 4096, 90), (1, 1, 75), (70, 10**7, 120), (64, 262144, 0)):
+        blocks = tables.batchnorm(kernel, dtype, channels, rows, capability)
+        # More than one program shares a sum, and none what is no sum.
+        assert (blocks.programs > 1) == (kernel in ("moments", "reduce"))
+        for size in (blocks.rows, blocks.channels, blocks.num_warps):
+            assert size >= 1
+            assert size & (size - 1) == 0
+    assert "not yet been tuned on a GPU" in json.loads(tables.BATCHNORM.read_text())["about"]
+
+
+def test_tiles_of_norms_to_try_are_tiles() -> None:
+    assert len(set(tune.NORM_TILES)) == len(tune.NORM_TILES) > 20
+    # 16 bytes a thread are 4 or 8 numbers; each costs a sum two registers.
+    assert all(4 <= tile.rows * tile.channels / (32 * tile.num_warps) <= 16 for tile in tune.NORM_TILES)
+    assert json.loads(tune.words(tables.RowBlocks(8, 128, 4))) == {
+        "block_rows": 8,
+        "block_channels": 128,
+        "num_warps": 4,
+        "num_stages": 1,
+    }
+    assert json.loads(tune.words(tables.RowBlocks(8, 128, 4, 3, 64)))["programs"] == 64
