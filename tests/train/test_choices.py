@@ -46,8 +46,8 @@ def test_a_run_learns(choice: dict[str, Any], tiny: DataSet, settings: Settings,
 
 def test_a_resumed_run_knows_whom_oim_has_seen(tiny: DataSet, settings: Settings, tmp_path: Path) -> None:
     config = settings(
-        epochs=3, batches=1, identity_loss="oim", metric_loss="circle", optimizer="sgd", learning_rate=0.01, sampler="balanced",
-        schedule="steps", milestones=(1.0,),
+        epochs=3, batches=1, identity_loss="oim", metric_loss="circle", optimizer="sgd", learning_rate=0.01,
+        sampler="balanced", schedule="steps", milestones=(1.0,),
     )  # fmt: skip
 
     def stop(line: dict[str, float]) -> None:
