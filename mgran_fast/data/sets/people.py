@@ -28,7 +28,7 @@ from mgran_fast.data.sets.checks import (
     numbered,
     plural,
     whole,
-)  # fmt: skip
+)
 from mgran_fast.data.sets.divide import Parts, divide, undivided
 from mgran_fast.data.sets.draw import put
 from mgran_fast.data.sets.info import SetInfo

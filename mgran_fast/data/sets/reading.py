@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mgran_fast.data.market import EXTENSIONS
@@ -49,7 +49,6 @@ class Reading:
     dataset: DataSet
     counts: Counts
     published: Counts | None = None
-    root: Path = field(default=Path())
 
 
 def below(root: Path, marks: Collection[str], what: str) -> Path:

@@ -25,10 +25,6 @@ def _read_plain(root: Path, request: Request) -> Reading:
     return Reading(dataset, count(dataset))
 
 
-def _draw_plain(folder: Path, variant: str, size: tuple[int, int], seed: int) -> Counts:
-    return duke.draw(folder, variant, size, seed)
-
-
 #: Any folder in the Market-1501 layout, as it is: what is odd is noted, not refused.
 PLAIN = SetInfo(
     name="market",
@@ -41,7 +37,7 @@ FOLDER/
 """,
     where="anywhere",
     read=_read_plain,
-    draw=_draw_plain,
+    draw=duke.draw,
 )
 
 #: Every set that can be read, by name.
@@ -94,9 +90,9 @@ def open_set(
 
     Raises:
         DataError: ``root`` is missing or something else, numbers differ, a name does not parse, a person is there
-            twice or in train and test, a file cannot be read; one line that names it.
+            twice or in train and test, a file cannot be read; or an unknown name, variant, split or kind of counts.
         MGRANError: a package that the files want is not installed.
-        ValueError: an unknown name, variant, part or kind of counts. They are DataErrors too.
+        ValueError: ``need`` names an unknown part.
     """
     return read_set(name, root, variant=variant, split=split, counts=counts, need=need, progress=progress).dataset
 
@@ -128,7 +124,7 @@ def read_set(
     missing = [part for part in request.need if part not in _parts(info)]
     if missing:
         raise DataError(f"{root}: {info.title} has no {' and no '.join(missing)} part; it is for evaluation alone")
-    reading = dataclasses.replace(info.read(root, request), root=root)
+    reading = info.read(root, request)
     expected = counts if isinstance(counts, Counts) else reading.published
     differences = [] if expected is None else expected.differences(reading.counts)
     if expected is None or not differences:

@@ -26,7 +26,7 @@ from mgran_fast.data.sets.checks import (
     plural,
     safe,
     whole,
-)  # fmt: skip
+)
 from mgran_fast.data.sets.divide import divide, undivided
 from mgran_fast.data.sets.draw import put
 from mgran_fast.data.sets.info import SetInfo
