@@ -132,7 +132,11 @@ def _works() -> dict[str, Work]:
             works.append(
                 Work(
                     f"batch norm {kernel}, {dtype}",
-                    " + ".join(f"{n} B C K S {verb}" for n, verb in ((read, "read"), (written, "written")) if n),
+                    " + ".join(
+                        f"{n} B C K S {verb}".removeprefix("1 ")
+                        for n, verb in ((read, "read"), (written, "written"))
+                        if n
+                    ),
                     lambda s, e=ELEMENT[dtype], n=read: n * _features(s, e),
                     lambda s, e=ELEMENT[dtype], n=written: n * _features(s, e),
                 )
