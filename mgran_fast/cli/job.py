@@ -86,7 +86,7 @@ def train_and_evaluate(
     except FloatingPointError as error:
         raise MGRANError(str(error)) from None
     except KeyboardInterrupt as stopped:
-        common.console.print(f"mgran-fast: {stopped or 'interrupted; the run goes on with --resume'}")
+        common.console.print(f"mgran-fast: {str(stopped) or 'interrupted; the run goes on with --resume'}")
         raise typer.Exit(getattr(stopped, "code", 130)) from None
     if not is_first():
         raise typer.Exit

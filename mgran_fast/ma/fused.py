@@ -15,7 +15,6 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from mgran_fast import ranks
-from mgran_fast.ops import batchnorm as _op  # noqa: F401 (registers the op)
 from mgran_fast.ops.batchnorm import Sum, apply, backward, forward, update_running
 
 # From this many channels on, on either side, a 1x1 convolution is faster as a product of matrices (bfloat16, oneDNN).
@@ -125,7 +124,7 @@ def max_pool(source: Activation, pool: nn.MaxPool2d) -> Activation:
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: torch.Tensor,
         weight: torch.Tensor,
@@ -138,7 +137,7 @@ class _Step(torch.autograd.Function):
         result = _convolve(x, weight.to(x.dtype), plan)
         wide = torch.promote_types(x.dtype, torch.float32)
         normed = forward(result, gain.to(wide), bias.to(wide), residual, plan.groups, plan.eps, plan.relu, plan.all_sum)
-        made.mean, made.var, made.count = normed.mean, normed.var, normed.count
+        made.mean, made.var, made.count = normed.mean, normed.var, normed.cells
         made.recipe = None
         if plan.recompute:
             before = plan.residual if plan.residual is not None else residual
@@ -149,7 +148,7 @@ class _Step(torch.autograd.Function):
             result, None if plan.source is not None else x, kept, weight, normed.mean, normed.invstd, normed.scale,
             normed.shift,
         )  # fmt: skip
-        ctx.plan, ctx.recipe, ctx.count = plan, made.recipe, normed.count
+        ctx.plan, ctx.recipe, ctx.count = plan, made.recipe, normed.cells
         ctx.types = gain.dtype, bias.dtype
         return normed.y
 
@@ -182,9 +181,10 @@ class _Step(torch.autograd.Function):
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, recipe: Recipe, pool: nn.MaxPool2d) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: torch.Tensor, recipe: Recipe, pool: nn.MaxPool2d) -> torch.Tensor:
         ctx.recipe, ctx.arguments = recipe, (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
-        return F.max_pool2d(x, *ctx.arguments)
+        y: torch.Tensor = F.max_pool2d(x, *ctx.arguments)
+        return y
 
     @staticmethod
     @once_differentiable

@@ -112,7 +112,7 @@ class Trunk(nn.Module):
         return features
 
     def _fuses(self) -> bool:
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         # Frozen statistics are nothing to fuse.
         return all(module.training for module in self.modules() if isinstance(module, SharedBatchNorm2d))

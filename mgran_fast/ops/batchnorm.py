@@ -23,7 +23,7 @@ _SUM, _WRITE = 1, 2
 class Normed(NamedTuple):
     """What :func:`forward` gives: y like x, and float32 [G, C] each (float64 for float64 features).
 
-    ``count`` is the number of cells that a group's statistics were taken over, all ranks together.
+    ``cells`` is the number of cells that a group's statistics were taken over, all ranks together.
     """
 
     y: torch.Tensor
@@ -32,7 +32,7 @@ class Normed(NamedTuple):
     invstd: torch.Tensor
     scale: torch.Tensor
     shift: torch.Tensor
-    count: float | torch.Tensor
+    cells: float | torch.Tensor
 
 
 def batchnorm(
@@ -85,9 +85,10 @@ def batchnorm(
         y, mean, var, count = _BatchNorm.apply(x, weight, bias, residual, groups, eps, relu, all_sum)
     else:
         normed = forward(x, weight, bias, residual, groups, eps, relu, all_sum)
-        y, mean, var, count = normed.y, normed.mean, normed.var, normed.count
+        y, mean, var, count = normed.y, normed.mean, normed.var, normed.cells
     update_running(running_mean, running_var, mean, var, count, momentum)
-    return y
+    result: torch.Tensor = y
+    return result
 
 
 def forward(
@@ -101,11 +102,12 @@ def forward(
     all_sum: Sum | None = None,
 ) -> Normed:
     """The forward pass in training, outside of autograd; the arguments are :func:`batchnorm`'s, already checked."""
-    count: float | torch.Tensor = x.shape[0] // groups * x.shape[2] * x.shape[3]
+    own = x.shape[0] // groups * x.shape[2] * x.shape[3]
     if all_sum is None:
-        return Normed(*_forward_op(x, residual, weight, bias, groups, eps, relu), count)
+        y, mean, var, invstd, scale, shift = _forward_op(x, residual, weight, bias, groups, eps, relu)
+        return Normed(y, mean, var, invstd, scale, shift, own)
     mean, var = _statistics_op(x, groups)
-    mean, var, count = _over_ranks(mean, var, x.new_full((), count, dtype=torch.float64), all_sum)
+    mean, var, count = _over_ranks(mean, var, x.new_full((), own, dtype=torch.float64), all_sum)
     invstd, scale, shift = reference.coefficients(mean, var, weight, bias, eps)
     return Normed(apply(x, residual, scale, shift, relu), mean, var, invstd, scale, shift, count)
 
@@ -131,7 +133,7 @@ def backward(
     """dx, dresidual (None where not wanted), and this rank's share of dweight and dbias [C].
 
     Args:
-        normed: mean, invstd, scale and shift of :func:`forward`. count: its count.
+        normed: mean, invstd, scale and shift of :func:`forward`. count: its cells.
     """
     mean, invstd, scale, shift = normed
     if all_sum is None:
@@ -164,7 +166,7 @@ def update_running(
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: torch.Tensor,
         weight: torch.Tensor,
@@ -179,9 +181,9 @@ class _BatchNorm(torch.autograd.Function):
         # Backwards a residual matters to ReLU alone.
         kept = residual if relu else None
         ctx.save_for_backward(x, kept, normed.mean, normed.invstd, normed.scale, normed.shift)
-        ctx.count, ctx.relu, ctx.all_sum, ctx.has_residual = normed.count, relu, all_sum, residual is not None
+        ctx.count, ctx.relu, ctx.all_sum, ctx.has_residual = normed.cells, relu, all_sum, residual is not None
         ctx.mark_non_differentiable(normed.mean, normed.var)
-        return normed.y, normed.mean, normed.var, normed.count
+        return normed.y, normed.mean, normed.var, normed.cells
 
     @staticmethod
     @once_differentiable

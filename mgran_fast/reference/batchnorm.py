@@ -90,7 +90,8 @@ def wide(x: torch.Tensor) -> torch.dtype:
 
 def grouped(x: torch.Tensor, groups: int) -> torch.Tensor:
     """[B, C, h, w] -> [B / G, G, C, h, w]."""
-    return x.unflatten(0, (x.shape[0] // groups, groups))
+    parts: torch.Tensor = x.unflatten(0, (x.shape[0] // groups, groups))
+    return parts
 
 
 def _cells(values: torch.Tensor) -> torch.Tensor:
@@ -101,8 +102,10 @@ def _cells(values: torch.Tensor) -> torch.Tensor:
 def _before_relu(
     x: torch.Tensor, residual: torch.Tensor | None, scale: torch.Tensor, shift: torch.Tensor
 ) -> torch.Tensor:
-    z = (grouped(x.to(wide(x)), len(scale)) * _cells(scale) + _cells(shift)).flatten(0, 1)
-    return z if residual is None else z + residual.to(z.dtype)
+    z: torch.Tensor = (grouped(x.to(wide(x)), len(scale)) * _cells(scale) + _cells(shift)).flatten(0, 1)
+    if residual is not None:
+        z = z + residual.to(z.dtype)
+    return z
 
 
 def _passed(
