@@ -102,6 +102,33 @@ Pooling = _struct(
     mode=_i32,
     power=ctypes.c_float,
 )
+Batchnorm = _struct(
+    "Batchnorm",
+    x=_pointer,
+    residual=_pointer,
+    grad=_pointer,
+    out=_pointer,
+    out_residual=_pointer,
+    weight=_pointer,
+    bias=_pointer,
+    mean=_pointer,
+    var=_pointer,
+    invstd=_pointer,
+    scale=_pointer,
+    shift=_pointer,
+    grad_bias=_pointer,
+    grad_weight=_pointer,
+    grad_bias_mean=_pointer,
+    grad_weight_mean=_pointer,
+    rows=_i64,
+    cells=_i64,
+    channels=_i64,
+    groups=_i32,
+    dtype=_i32,
+    relu=_i32,
+    phases=_i32,
+    eps=ctypes.c_float,
+)
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "crops": Crops,
@@ -110,6 +137,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "align": Align,
     "pooling": Pooling,
     "pooling_backward": Pooling,
+    "batchnorm": Batchnorm,
+    "batchnorm_backward": Batchnorm,
 }
 
 

@@ -2,7 +2,7 @@
 
 ``cases(op, device)`` lists the cases of an op for the kernels of a device (``cuda`` or ``cpu``). Outputs and
 workspaces begin as garbage, so that an unwritten byte shows. crops, regions, inputs and align are right to the bit;
-pooling within a tolerance of the reference in float64.
+pooling and batchnorm within a tolerance of the reference in float64.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from abi import OK, Buffer
 
 CUDA_OPS = ("crops", "regions", "inputs", "align")
-CPU_OPS = (*CUDA_OPS, "pooling", "pooling_backward")
+CPU_OPS = (*CUDA_OPS, "pooling", "pooling_backward", "batchnorm", "batchnorm_backward")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -33,8 +33,9 @@ class Case:
         expected: what every output must hold, by path: bits, or float64 where there is a tolerance.
         status: what the call returns.
         heavy: too much for the slow machines (ThreadSanitizer, the PTX simulator).
-        dtype: of a floating output, for tolerances and words.
+        dtype: of a floating output, for tolerances and words; by path where outputs differ.
         tolerance: by path, relative to the size of the output's numbers; none: to the bit.
+        floor: by path, an absolute error that is allowed besides: the rounding of terms that cancel.
     """
 
     name: str
@@ -43,8 +44,9 @@ class Case:
     expected: dict[str, np.ndarray]
     status: int = OK
     heavy: bool = False
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | dict[str, torch.dtype] | None = None
     tolerance: dict[str, float] | None = None
+    floor: dict[str, float] = field(default_factory=dict)
 
     def check(self, got: dict[str, np.ndarray]) -> str:
         """What is wrong, in one line; empty when all is right."""
@@ -67,9 +69,11 @@ class Case:
                 at = int(wrong[0])
                 return f"{wrong.size} of {want.size} bytes differ, the first at {at}: {got[at]}, not {want[at]}"
             return ""
-        values = to_float64(got, self.dtype)
+        values = to_float64(got, self.dtype[path] if isinstance(self.dtype, dict) else self.dtype)
+        if values.size != want.size:
+            return f"{values.size} numbers, not {want.size}"
         scale = np.nan_to_num(np.abs(want), posinf=0.0)
-        bound = self.tolerance[path] * (scale + (scale.mean() if scale.size else 0.0))
+        bound = self.tolerance[path] * (scale + (scale.mean() if scale.size else 0.0)) + self.floor.get(path, 0.0)
         same = (values == want) | (np.isnan(values) & np.isnan(want))
         with np.errstate(invalid="ignore"):
             # Written so that NaN is wrong.
@@ -110,6 +114,7 @@ def seed_of(name: str) -> int:
 @functools.cache
 def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]:
     """The cases of an op; ``heavy=False`` leaves out the big ones."""
+    import cases_batchnorm
     import cases_geometry
     import cases_inputs
     import cases_pooling
@@ -121,6 +126,8 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
         "align": cases_inputs.align_cases,
         "pooling": cases_pooling.forward_cases,
         "pooling_backward": cases_pooling.backward_cases,
+        "batchnorm": cases_batchnorm.forward_cases,
+        "batchnorm_backward": cases_batchnorm.backward_cases,
     }
     if op not in (CUDA_OPS if device == "cuda" else CPU_OPS):
         raise ValueError(f"no op {op!r} for {device}")
