@@ -30,12 +30,17 @@ CROPS, MASK, KEYPOINTS = picture(2, 20, 11, 3), rand(2, 10, 7), rand(2, 17, 3) *
 MAP = ops.regions(MASK, KEYPOINTS, (20, 11))
 FEATURES, REGION = rand(8, 5, 4, 3).to(memory_format=torch.channels_last), torch.arange(4).repeat(2)
 OUT, GRAD = rand(8, 5), rand(8, 5)
+WEIGHT, BIAS, RESIDUAL = rand(5) + 0.5, rand(5), rand(8, 5, 4, 3) - 0.9
+# mean, invstd, scale and shift of two groups.
+NORMED = (rand(2, 5), rand(2, 5) + 1, rand(2, 5) + 1, -rand(2, 5))
 
 
 def test_every_op_is_checked() -> None:
     """A new op of the library must come into the table below."""
     names = {name for name in ops.__all__ if name.islower() and name != "visibility"}
-    assert {case.split("-")[0] for case in CHECKED} == names | {"pooling_backward"}
+    assert {case.split("-")[0] for case in CHECKED} == names | {"pooling_backward"} | {
+        f"batchnorm_{step}" for step in ("statistics", "apply", "backward", "reduce", "grad")
+    }
 
 
 CHECKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -67,6 +72,24 @@ CHECKED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     **{
         f"pooling_backward-{mode}": (OPS.pooling_backward, (GRAD, FEATURES, MAP, REGION, OUT, mode, 3.0))
         for mode in ops.POOLING_MODES
+    },
+    "batchnorm": (OPS.batchnorm, (FEATURES, None, WEIGHT, BIAS, 1, 1e-5, False)),
+    "batchnorm-residual": (OPS.batchnorm, (FEATURES, RESIDUAL, WEIGHT, BIAS, 2, 1e-5, True)),
+    "batchnorm_statistics": (OPS.batchnorm_statistics, (FEATURES, 2)),
+    "batchnorm_apply": (OPS.batchnorm_apply, (FEATURES, RESIDUAL, *NORMED[2:], True)),
+    "batchnorm_apply-planes": (OPS.batchnorm_apply, (FEATURES.contiguous(), None, *NORMED[2:], False)),
+    **{
+        f"batchnorm_backward-{wanted}": (
+            OPS.batchnorm_backward, (RESIDUAL, FEATURES, RESIDUAL, *NORMED, True, wanted)
+        )
+        for wanted in (True, False)
+    },
+    "batchnorm_reduce": (OPS.batchnorm_reduce, (RESIDUAL, FEATURES, RESIDUAL, *NORMED, True)),
+    **{
+        f"batchnorm_grad-{wanted}": (
+            OPS.batchnorm_grad, (RESIDUAL, FEATURES, RESIDUAL, *NORMED, *NORMED[:2], True, wanted)
+        )
+        for wanted in (True, False)
     },
 }  # fmt: skip
 
@@ -197,6 +220,6 @@ def test_an_older_instruction_set_can_be_asked_for(name: str, extension: Any) ->
 
 
 def test_triton_runs_what_has_gradients_or_products() -> None:
-    assert {name: name for name in ("pooling", "pointwise", "stem")} == backend.TRITON
+    assert {name: name for name in ("batchnorm", "pooling", "pointwise", "stem")} == backend.TRITON
     reason = backend.why_not_native("pooling", "cuda")
     assert reason == "" or "Triton kernels" in reason
