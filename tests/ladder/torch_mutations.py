@@ -78,4 +78,18 @@ TORCH_MUTATIONS = (
         "        rows = frame\n",
         _RUNG,
     ),
+    Mutation(
+        "batchnorm-statistics-of-the-wrong-rows",
+        "mgran_fast/reference/batchnorm.py",
+        "x.unflatten(0, (x.shape[0] // groups, groups))",
+        "x.unflatten(0, (groups, x.shape[0] // groups)).transpose(0, 1)",
+        _RUNG,
+    ),
+    Mutation(
+        "batchnorm-result-in-planes",
+        "mgran_fast/ops/batchnorm.py",
+        "return torch.empty_like(x, memory_format=torch.channels_last)",
+        "return torch.empty(x.shape, dtype=x.dtype, device=x.device)",
+        _RUNG,
+    ),
 )

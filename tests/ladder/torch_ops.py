@@ -21,6 +21,7 @@ from package import package, run_tests
 # Of each bug's op: enough to find it, and no more.
 TESTS = {
     "pooling": ["tests/ops/test_pooling.py", "tests/ops/test_registration.py"],
+    "batchnorm": ["tests/ops/test_batchnorm.py", "tests/ops/test_registration.py"],
     "crops": ["tests/ops/test_crops.py", "tests/ops/test_registration.py"],
     "regions": ["tests/ops/test_regions.py"],
     "inputs": ["tests/ops/test_inputs.py", "tests/ops/test_registration.py"],
