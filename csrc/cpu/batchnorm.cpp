@@ -39,7 +39,7 @@ namespace {
 using mgran::BatchnormKernels;
 using mgran::BatchnormTask;
 
-constexpr std::int64_t kGrain = 64;  // channels of a block: a multiple of this, of all strips, of a line
+constexpr std::int64_t kGrain = 64;              // channels of a block: a multiple of this, of all strips, of a line
 constexpr std::int64_t kBlockBytes = 8 << 20;    // what a block's two passes read, if that is possible
 constexpr std::int64_t kPieceBytes = 128 << 10;  // of one tensor, in one task
 

@@ -125,7 +125,7 @@ def by_hand(output: MAOutput, smoothing: float, metric_loss: Metric) -> tuple[fl
         ({"metric_loss": "circle", "circle_margin": 0.4, "circle_scale": 8.0}, circle_by_hand(0.4, 8.0)),
         ({"metric_loss": "none"}, lambda features, labels: 0.0),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "metric",
 )
 def test_losses_follow_their_definitions(seed: int, settings: dict[str, Any], metric: Metric) -> None:
     visible = torch.rand(N, P, generator=torch.Generator().manual_seed(seed + 10)) < 0.8
