@@ -188,8 +188,10 @@ def _endings(trainer: pl.Trainer, signals: Signals, output: Path) -> Iterator[No
         if isinstance(error, DivergedError):
             _list(error, output / DIVERGED)
         raise
-    except RuntimeError as error:
-        text = str(error).splitlines()[0] if str(error) else ""
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # The last two: a reader died while it handed over a batch, before anybody noticed that it had.
+        handing = isinstance(error, ConnectionError | EOFError)
+        text = "DataLoader worker killed by signal" if handing else (str(error).splitlines() or [""])[0]
         if signals.received is not None and ("DataLoader worker" in text or ranks.world() > 1):
             # What was sent to all processes of a run has reached the others first.
             raise Interrupted(
@@ -201,7 +203,7 @@ def _endings(trainer: pl.Trainer, signals: Signals, output: Path) -> Iterator[No
         raise MGRANError(f"{reason}; {go_on}") from None
 
 
-def _cause(error: RuntimeError, text: str) -> str | None:
+def _cause(error: Exception, text: str) -> str | None:
     """Why a run died that is not at fault itself; None for all other errors."""
     if "DataLoader worker" in text:
         how = "was killed" if "killed by signal" in text else "ended"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
@@ -37,6 +38,7 @@ from mgran_fast.train.mra.run import (
     read_backgrounds,
     train,
 )
+from mgran_fast.weights import files
 
 
 def settings(**changes: Any) -> MRAConfig:
@@ -77,7 +79,7 @@ def test_a_run_leaves_an_estimator_and_a_state(whole: MRAResult) -> None:
     boards = {file for file in files if file.startswith(f"{logs.TENSORBOARD}/")}
     assert len(boards) == 1
     assert files - boards == {CHECKPOINT, SETTINGS, STATE, logs.HISTORY, logs.CURVES}
-    assert json.loads((folder / SETTINGS).read_text())["model"] == "regionnet"
+    assert yaml.safe_load((folder / SETTINGS).read_text())["model"] == "regionnet"
     again = RegionNet.from_file(whole.checkpoint)
     assert isinstance(whole.estimator, RegionNet)
     assert not whole.estimator.training
@@ -268,7 +270,7 @@ def test_a_folder_that_cannot_be_written(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(files, "put", full)
     with pytest.raises(DataError, match=r"run: cannot be written to \(No space left on device\); choose another"):
         train(pictures, settings(), tmp_path / "run")
 
