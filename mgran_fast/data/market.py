@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from mgran_fast.data.records import DataSet, Record
+from mgran_fast.data.words import first, plural
 from mgran_fast.errors import DataError
 
 #: The folder of each part of a data set.
@@ -81,9 +82,9 @@ def read_market(
 def _locate(root: Path, need: Collection[str]) -> Path:
     """The folder at or below ``root`` that holds the parts."""
     if not root.exists():
-        raise DataError(f"{root}: no such folder; give the folder that holds {_listing(FOLDERS.values())}")
+        raise DataError(f"{root}: no such folder; give the folder that holds {first(FOLDERS.values(), 8)}")
     if not root.is_dir():
-        raise DataError(f"{root}: not a folder; give the folder that holds {_listing(FOLDERS.values())}")
+        raise DataError(f"{root}: not a folder; give the folder that holds {first(FOLDERS.values(), 8)}")
     folder = root
     for _ in range(_NESTING):
         if _parts_in(folder):
@@ -92,7 +93,7 @@ def _locate(root: Path, need: Collection[str]) -> Path:
         sets = [child for child in inner if _parts_in(child)]
         if len(sets) > 1:
             raise DataError(
-                f"{root}: holds more than one data set ({_listing(s.name for s in sets)}); give one of them"
+                f"{root}: holds more than one data set ({first((s.name for s in sets), 8)}); give one of them"
             )
         if sets:
             folder = sets[0]
@@ -113,8 +114,8 @@ def _locate(root: Path, need: Collection[str]) -> Path:
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
     raise DataError(
-        f"{folder}: no folder {_listing(missing)}; a data set holds {_listing(FOLDERS.values())}, "
-        f"here is {_listing(there) if there else 'nothing'}"
+        f"{folder}: no folder {first(missing, 8)}; a data set holds {first(FOLDERS.values(), 8)}, "
+        f"here is {first(there, 8) if there else 'nothing'}"
     )
 
 
@@ -155,20 +156,20 @@ def _read_folder(folder: Path, notes: list[str]) -> tuple[Record, ...]:
         else:
             records.append(Record(folder / name, *parsed))
     if junk:
-        notes.append(f"{folder.name}: {junk} junk {_plural(junk, 'picture')} (person -1) left out")
+        notes.append(f"{folder.name}: {junk} junk {plural(junk, 'picture')} (person -1) left out")
     if odd:
         notes.append(
-            f"{folder.name}: {len(odd)} {_plural(len(odd), 'picture')} left out, the name does not start with "
-            f"PERSON_cCAMERA: {_first(odd)}"
+            f"{folder.name}: {len(odd)} {plural(len(odd), 'picture')} left out, the name does not start with "
+            f"PERSON_cCAMERA: {first(odd)}"
         )
     if others:
-        notes.append(f"{folder.name}: {len(others)} left out, no jpg, jpeg or png file: {_first(others)}")
+        notes.append(f"{folder.name}: {len(others)} left out, no jpg, jpeg or png file: {first(others)}")
     stems = Counter(record.path.stem for record in records)
     twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
         notes.append(
-            f"{folder.name}: {len(twice)} {_plural(len(twice), 'name')} with more than one extension, all kept, "
-            f"their mask is shared: {_first(twice)}"
+            f"{folder.name}: {len(twice)} {plural(len(twice), 'name')} with more than one extension, all kept, "
+            f"their mask is shared: {first(twice)}"
         )
     return tuple(records)
 
@@ -190,15 +191,3 @@ def _empty(folder: Path) -> str:
         f"{folder}: no usable picture; expected {', '.join(EXTENSIONS)} files whose names start with "
         f"PERSON_cCAMERA, for example 0002_c1s1_000451_03.jpg"
     )
-
-
-def _first(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
-
-
-def _listing(names: Iterable[str], count: int = 8) -> str:
-    return _first(list(names), count)
-
-
-def _plural(count: int, word: str) -> str:
-    return word if count == 1 else word + "s"

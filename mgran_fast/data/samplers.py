@@ -116,6 +116,11 @@ class PKBatchSampler(Sampler[list[int]]):
             )
         return self.people // self.world * self.pictures
 
+    @property
+    def mine(self) -> slice:
+        """Where this rank's pictures lie in a batch of :meth:`whole`."""
+        return slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, 0 or more, that the next iteration shows, from its start if it is another one."""
         if epoch < 0:
@@ -145,9 +150,9 @@ class PKBatchSampler(Sampler[list[int]]):
         return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        size = self.batch_size
+        mine = self.mine
         for batch in islice(self.whole(), self.start, None):
-            yield batch[self.rank * size : (self.rank + 1) * size]
+            yield batch[mine]
 
     def whole(self) -> Iterator[list[int]]:
         """All batches of the epoch, each with the pictures of all ranks, one person after the other."""

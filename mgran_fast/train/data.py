@@ -53,8 +53,7 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng((self.batches.seed, self.batches.epoch, 1))
-        start, size = self.batches.start, self.batches.batch_size
-        mine = slice(self.batches.rank * size, (self.batches.rank + 1) * size)
+        start, mine = self.batches.start, self.batches.mine
         for place, batch in enumerate(self.batches.whole()):
             seeds = rng.integers(0, 2**63, len(batch)).tolist()
             if place >= start:

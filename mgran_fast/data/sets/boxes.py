@@ -9,8 +9,9 @@ from pathlib import Path
 
 from mgran_fast.data.market import FOLDERS
 from mgran_fast.data.records import Record
-from mgran_fast.data.sets.checks import DISTRACTOR, JUNK, check_overlap, check_spelling, first, plural, whole
+from mgran_fast.data.sets.checks import DISTRACTOR, JUNK, check_overlap, check_spelling, whole
 from mgran_fast.data.sets.reading import PARTS, below, pictures_in
+from mgran_fast.data.words import first, plural
 from mgran_fast.errors import DataError
 
 _NAME = re.compile(r"(-?\d+)_c(\d+)")

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mgran_fast.data.records import DataSet, Record
+from mgran_fast.data.words import first, plural
 from mgran_fast.errors import DataError
 
 #: A detection that shows no one in particular, and a wrong answer that belongs to the gallery (Market-1501).
@@ -172,14 +173,3 @@ def safe(where: str | os.PathLike[str], entry: str, line: int | None = None) -> 
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise DataError(f"{at}: {entry}: leads out of the data set; name pictures by their place below its folder")
     return path.as_posix()
-
-
-def first(names: Iterable[str], number: int = 3) -> str:
-    """The first few of some names, and dots when there are more."""
-    names = list(names)
-    return ", ".join(names[:number]) + (", ..." if len(names) > number else "")
-
-
-def plural(number: int, one: str, more: str | None = None) -> str:
-    """The word for that many."""
-    return one if number == 1 else more or one + "s"

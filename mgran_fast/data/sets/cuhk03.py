@@ -20,9 +20,10 @@ from mgran_fast.data.records import SINGLE_GALLERY_SHOT, DataSet, Record
 from mgran_fast.data.sets import cuhk03_draw as drawing
 from mgran_fast.data.sets import cuhk03_mat as mat
 from mgran_fast.data.sets.boxes import Rules, read_parts
-from mgran_fast.data.sets.checks import Counts, Tally, check_overlap, count, first, plural, tally
+from mgran_fast.data.sets.checks import Counts, Tally, check_overlap, count, tally
 from mgran_fast.data.sets.info import SetInfo
 from mgran_fast.data.sets.reading import Progress, Reading, Request, below, pictures_in
+from mgran_fast.data.words import first, plural
 from mgran_fast.errors import DataError
 
 #: The two kinds of boxes.

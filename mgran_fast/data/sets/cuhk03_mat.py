@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mgran_fast.data.sets.checks import first, safe
+from mgran_fast.data.sets.checks import safe
 from mgran_fast.data.sets.reading import Progress, pictures_in
+from mgran_fast.data.words import first
 from mgran_fast.errors import DataError, MGRANError
 
 #: 1_001_1_01.png: pair of cameras, person in it, view (the camera), picture.

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgran_fast.data.records import DataSet, Record
-from mgran_fast.data.sets.checks import Counts, Tally, count, first, plural, safe, tally
+from mgran_fast.data.sets.checks import Counts, Tally, count, safe, tally
 from mgran_fast.data.sets.draw import put
 from mgran_fast.data.sets.info import SetInfo
 from mgran_fast.data.sets.reading import Reading, Request, below, scan, walk
+from mgran_fast.data.words import first, plural
 from mgran_fast.errors import DataError
 
 #: The folders of training and test pictures in each version.
@@ -207,27 +208,20 @@ MSMT17_V1/ or MSMT17_V2/
   list_query.txt
   list_gallery.txt
 """
-_WHERE = "its authors give it away for research, on a signed agreement; unpack it anywhere and give the folder"
-
 MSMT17 = SetInfo(
     name="msmt17",
     title="MSMT17",
     layout=_LAYOUT,
-    where=_WHERE,
+    where="its authors give it away for research, on a signed agreement; unpack it anywhere and give the folder",
     read=read,
     draw=draw,
     variants=tuple(VERSIONS),
     published=dict.fromkeys(VERSIONS, _PUBLISHED),
     choose=choose,
 )
-MSMT17_TRAINVAL = SetInfo(
+MSMT17_TRAINVAL = dataclasses.replace(
+    MSMT17,
     name="msmt17-trainval",
     title="MSMT17, trained on list_val.txt too",
-    layout=_LAYOUT,
-    where=_WHERE,
     read=functools.partial(read, with_val=True),
-    draw=draw,
-    variants=tuple(VERSIONS),
-    published=dict.fromkeys(VERSIONS, _PUBLISHED),
-    choose=choose,
 )

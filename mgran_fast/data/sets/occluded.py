@@ -12,10 +12,11 @@ from pathlib import Path
 
 from mgran_fast.data.market import EXTENSIONS
 from mgran_fast.data.records import DataSet, Record
-from mgran_fast.data.sets.checks import Counts, Tally, check_spelling, count, first, plural, whole
+from mgran_fast.data.sets.checks import Counts, Tally, check_spelling, count, whole
 from mgran_fast.data.sets.draw import put_boxes
 from mgran_fast.data.sets.info import SetInfo
 from mgran_fast.data.sets.reading import Reading, Request, below, check_folder, pictures_in, subfolders
+from mgran_fast.data.words import first, plural
 from mgran_fast.errors import DataError
 
 #: The folder and the camera of each part.

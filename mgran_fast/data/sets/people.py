@@ -17,22 +17,12 @@ from typing import NamedTuple
 
 from mgran_fast.data.market import FOLDERS
 from mgran_fast.data.records import DataSet, Record
-from mgran_fast.data.sets.checks import (
-    JUNK,
-    Counts,
-    Tally,
-    check_overlap,
-    check_spelling,
-    count,
-    first,
-    numbered,
-    plural,
-    whole,
-)
+from mgran_fast.data.sets.checks import JUNK, Counts, Tally, check_overlap, check_spelling, count, numbered, whole
 from mgran_fast.data.sets.divide import Parts, divide, undivided
 from mgran_fast.data.sets.draw import put
 from mgran_fast.data.sets.info import SetInfo
 from mgran_fast.data.sets.reading import PARTS, Reading, Request, check_folder, walk
+from mgran_fast.data.words import first, plural
 from mgran_fast.errors import DataError
 
 #: The folders of each part; one of them is to be there.

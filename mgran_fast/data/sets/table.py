@@ -15,23 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mgran_fast.data.records import DataSet, Record
-from mgran_fast.data.sets.checks import (
-    JUNK,
-    Counts,
-    Tally,
-    check_overlap,
-    check_spelling,
-    count,
-    numbered,
-    plural,
-    safe,
-    whole,
-)
+from mgran_fast.data.sets.checks import JUNK, Counts, Tally, check_overlap, check_spelling, count, numbered, safe, whole
 from mgran_fast.data.sets.divide import divide, undivided
 from mgran_fast.data.sets.draw import put
 from mgran_fast.data.sets.info import SetInfo
 from mgran_fast.data.sets.people import LAST_SEED
 from mgran_fast.data.sets.reading import PARTS, Reading, Request
+from mgran_fast.data.words import plural
 from mgran_fast.errors import DataError, MGRANError
 
 #: The columns of a table; others are not looked at.
