@@ -21,7 +21,6 @@ import triton
 import triton.language as tl
 
 from mgran_fast.kernels import tables
-from mgran_fast.kernels.pooling import _on
 from mgran_fast.kernels.tables import RowBlocks
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -48,7 +47,7 @@ def statistics(x: torch.Tensor, groups: int, *, blocks: RowBlocks | None = None)
     var = torch.empty_like(mean)
     if rows == 0:
         return mean.zero_(), var.zero_()
-    with _on(x.device):
+    with tables.on(x.device):
         blocks = blocks or _choose("moments", x, rows)
         splits = _splits(rows, channels, groups, blocks)
         partial = mean.new_empty((splits, 2, groups, channels))
@@ -94,7 +93,7 @@ def apply(
     y = torch.empty_like(x, memory_format=torch.channels_last)
     if rows == 0:
         return y
-    with _on(x.device):
+    with tables.on(x.device):
         blocks = blocks or _choose("apply", x, rows)
         _apply[_grid(triton.cdiv(rows, blocks.rows), groups, channels, blocks.channels)](
             x,
@@ -142,7 +141,7 @@ def reduce(
     dbias, dweight = torch.empty_like(mean), torch.empty_like(mean)
     if rows == 0:
         return dbias.zero_(), dweight.zero_()
-    with _on(x.device):
+    with tables.on(x.device):
         blocks = blocks or _choose("reduce", x, rows)
         splits = _splits(rows, channels, groups, blocks)
         partial = mean.new_empty((splits, 2, groups, channels))
@@ -211,7 +210,7 @@ def grad(
     dresidual = torch.empty_like(dx) if want_residual else None
     if rows == 0:
         return dx, dresidual
-    with _on(x.device):
+    with tables.on(x.device):
         blocks = blocks or _choose("grad", x, rows)
         _grad[_grid(triton.cdiv(rows, blocks.rows), groups, channels, blocks.channels)](
             grad,

@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 from mgran_fast.kernels import tables
-from mgran_fast.kernels.pooling import _on
 from mgran_fast.kernels.tables import Tile
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -24,7 +23,7 @@ LEAST_CAPABILITY = 80
 
 def runs_on(device: torch.device) -> bool:
     """Whether the device has what the kernel wants."""
-    with _on(device):
+    with tables.on(device):
         return tables.capability(device) >= LEAST_CAPABILITY
 
 
@@ -37,7 +36,7 @@ def faster(x: torch.Tensor, outs: int, residual: bool, shortcut: int) -> bool:
         x: [B, C, h, w]. outs: D. residual: whether there is one. shortcut: its channels, 0 without one.
     """
     images, channels, height, width = x.shape
-    with _on(x.device):
+    with tables.on(x.device):
         capability = tables.capability(x.device)
     entry = tables.product(images * height * width, channels + shortcut, outs, residual, shortcut > 0, capability)
     return bool(entry.get("microseconds", 0.0) <= entry.get("library", 0.0))
@@ -75,7 +74,7 @@ def forward(
     if out.numel() == 0:
         return out
     second = 0 if shortcut is None else shortcut.shape[1]
-    with _on(x.device):
+    with tables.on(x.device):
         tile = tile or tables.pointwise(
             rows, channels + second, outs, residual is not None, second > 0, tables.capability(x.device)
         )

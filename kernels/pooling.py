@@ -12,8 +12,6 @@ Every sum is taken in float32, and nothing waits for the host.
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
@@ -61,7 +59,7 @@ def forward(
     if out.numel() == 0:
         return out
     cells = height * width
-    with _on(features.device):
+    with tables.on(features.device):
         blocks = blocks or _choose("forward", mode, features)
         weights = shares(region_map, region, height, width)
         _pool[(rows * triton.cdiv(channels, blocks.channels),)](
@@ -117,7 +115,7 @@ def backward(
     cells = height * width
     # Rounded to 16 bits, `out` is too coarse for gem's power of x / out: such features are pooled again.
     reduce = mode == "max" or (mode == "gem" and features.dtype != torch.float32)
-    with _on(features.device):
+    with tables.on(features.device):
         blocks = blocks or _choose("backward", mode, features)
         weights = shares(region_map, region, height, width)
         _spread[(rows * triton.cdiv(channels, blocks.channels),)](
@@ -201,11 +199,6 @@ def _check(
 def _choose(kernel: str, mode: str, features: torch.Tensor) -> Blocks:
     cells = features.shape[2] * features.shape[3]
     return tables.choose(kernel, mode, features.dtype, features.shape[1], cells, tables.capability(features.device))
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device, whatever device the tensors are on."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mgran_fast.kernels.pooling import _on
+from mgran_fast.kernels import tables
 from mgran_fast.kernels.tables import Tile
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -65,7 +65,7 @@ def forward(
     packed = torch.empty((images, rows, 2 * pairs, CHANNELS), dtype=weight.dtype, device=crops.device)
     whole = torch.empty(people, dtype=torch.int32, device=crops.device)
     made = torch.empty((images, *grid, outs), dtype=weight.dtype, device=crops.device)
-    with _on(crops.device):
+    with tables.on(crops.device):
         _seen[(people,)](region_map, whole, height * width, BLOCK=BLOCK_MAP, num_warps=8)
         _pack[(people, triton.cdiv(rows * 2 * pairs, BLOCK_PIXELS))](
             crops,

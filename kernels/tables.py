@@ -16,9 +16,11 @@ next power of two of the call's own cells and channels.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,19 +84,29 @@ def entries() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(TABLE.read_text(encoding="utf-8"))["entries"])
 
 
+def _nearest(
+    known: Sequence[dict[str, Any]],
+    capability: int,
+    differs: Callable[[dict[str, Any]], int] = lambda entry: 0,
+    **sizes: int,
+) -> dict[str, Any]:
+    """See the top of this file; what ``differs`` counts is added to the distance of the sizes."""
+    capabilities = {e["capability"] for e in known}
+    newest = max((c for c in capabilities if c <= capability), default=min(capabilities))
+
+    def distance(entry: dict[str, Any]) -> float:
+        return sum(abs(math.log2(size / entry[name])) for name, size in sizes.items()) + differs(entry)
+
+    return min((e for e in known if e["capability"] == newest), key=distance)
+
+
 @functools.lru_cache(maxsize=1024)
 def choose(kernel: str, mode: str, dtype: torch.dtype, channels: int, cells: int, capability: int) -> Blocks:
     """The tile of the nearest entry; see the top of this file for what nearest means."""
     fitting = [e for e in entries() if (e["kernel"], e["mode"], e["bytes"]) == (kernel, mode, dtype.itemsize)]
     if not fitting:
         raise ValueError(f"{TABLE.name} has no entry for {kernel}, {mode}, {dtype}")
-    known = {e["capability"] for e in fitting}
-    newest = max((c for c in known if c <= capability), default=min(known))
-
-    def distance(entry: dict[str, Any]) -> float:
-        return abs(math.log2(channels / entry["channels"])) + abs(math.log2(cells / entry["cells"]))
-
-    entry = min((e for e in fitting if e["capability"] == newest), key=distance)
+    entry = _nearest(fitting, capability, channels=channels, cells=cells)
     return Blocks(
         cells=min(entry["block_cells"], triton.next_power_of_2(cells)),
         channels=min(entry["block_channels"], triton.next_power_of_2(channels)),
@@ -112,15 +124,14 @@ def products() -> tuple[dict[str, Any], ...]:
 @functools.lru_cache(maxsize=1024)
 def product(rows: int, channels: int, outs: int, residual: bool, shortcut: bool, capability: int) -> dict[str, Any]:
     """The nearest entry of pointwise.json, found as :func:`choose` finds its; a residual or shortcut counts 1 each."""
-    known = {e["capability"] for e in products()}
-    newest = max((c for c in known if c <= capability), default=min(known))
-
-    def distance(entry: dict[str, Any]) -> float:
-        sizes = ((rows, "rows"), (channels, "channels"), (outs, "outs"))
-        differs = (entry["residual"] != residual) + (entry["shortcut"] != shortcut)
-        return sum(abs(math.log2(size / entry[name])) for size, name in sizes) + differs
-
-    return min((e for e in products() if e["capability"] == newest), key=distance)
+    return _nearest(
+        products(),
+        capability,
+        lambda entry: (entry["residual"] != residual) + (entry["shortcut"] != shortcut),
+        rows=rows,
+        channels=channels,
+        outs=outs,
+    )
 
 
 def pointwise(rows: int, channels: int, outs: int, residual: bool, shortcut: bool, capability: int) -> Tile:
@@ -154,13 +165,7 @@ def batchnorm(kernel: str, dtype: torch.dtype, channels: int, rows: int, capabil
     if not fitting:
         raise ValueError(f"{BATCHNORM.name} has no entry for {kernel}, {dtype}")
     fitting = [e for e in fitting if "measured" not in e or e["capability"] == capability]
-    known = {e["capability"] for e in fitting}
-    newest = max((c for c in known if c <= capability), default=min(known))
-
-    def distance(entry: dict[str, Any]) -> float:
-        return abs(math.log2(channels / entry["channels"])) + abs(math.log2(rows / entry["rows"]))
-
-    entry = min((e for e in fitting if e["capability"] == newest), key=distance)
+    entry = _nearest(fitting, capability, channels=channels, rows=rows)
     names = ("block_rows", "block_channels", "num_warps", "num_stages")
     return narrow(RowBlocks(*(entry[name] for name in names), entry.get("programs", 1)), channels, rows)
 
@@ -192,3 +197,8 @@ def capability(device: torch.device) -> int:
         return 0
     arch = triton.runtime.driver.active.get_current_target().arch
     return arch if isinstance(arch, int) else 0
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device, whatever device the tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -15,7 +15,7 @@ import torch
 
 import occupancy
 from mgran_fast.kernels import tables
-from triton_dry import dry_launches, figures, load
+from triton_dry import dry_launches, figures, load, never
 
 FILE = "batchnorm.py"
 PEOPLE, GROUPS = 32, 4  # of a training batch
@@ -136,15 +136,7 @@ def _memory_faults(entry: dict[str, Any]) -> Iterator[str]:
 
 def faults(entry: dict[str, Any]) -> list[str]:
     """What is wrong with a kernel's figures; empty when nothing is."""
-    device = occupancy.BY_ARCH[entry["arch"]]
-    found = []
-    if entry["stack"] or entry["spill_accesses"]:
-        found.append(f"spills: {entry['stack']} bytes of stack, {entry['spill_accesses']} local accesses")
-    if entry["red"] or entry["atom"]:
-        found.append("has atomics")
-    if entry["shared_bytes"] > device.shared_block:
-        found.append(f"{entry['shared_bytes']} bytes of shared memory, {device.name} has {device.shared_block}")
-    return found + list(_memory_faults(entry) if "tile" in entry else ())
+    return never(entry) + list(_memory_faults(entry) if "tile" in entry else ())
 
 
 def name_of(entry: dict[str, Any]) -> str:

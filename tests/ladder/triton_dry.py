@@ -21,6 +21,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 import cubin
+import occupancy
 from cubin import GateError
 from mgran_fast.kernels import tables
 
@@ -133,3 +134,16 @@ def figures(kernel: Any, grid: tuple[int, ...], arch: int, dtype: str, mode: str
         "atom": counts["atom"],
         "grid": list(grid),
     }
+
+
+def never(entry: dict[str, Any]) -> list[str]:
+    """What no kernel's figures may show: spills, atomics, more shared memory than a block has."""
+    device = occupancy.BY_ARCH[entry["arch"]]
+    found = []
+    if entry["stack"] or entry["spill_accesses"]:
+        found.append(f"spills: {entry['stack']} bytes of stack, {entry['spill_accesses']} local accesses")
+    if entry["red"] or entry["atom"]:
+        found.append("has atomics")
+    if entry["shared_bytes"] > device.shared_block:
+        found.append(f"{entry['shared_bytes']} bytes of shared memory, {device.name} has {device.shared_block}")
+    return found

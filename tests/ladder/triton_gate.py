@@ -26,7 +26,7 @@ import occupancy
 import triton_batchnorm
 import triton_products
 from mgran_fast.kernels import tables
-from triton_dry import dry_launches, figures, load
+from triton_dry import dry_launches, figures, load, never
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # A training batch of ResNet-50 without its last stride: 4 inputs of 32 people, crops of 256 x 128.
@@ -107,13 +107,7 @@ def wide_accesses(entry: dict[str, Any]) -> tuple[int, int]:
 def faults(entry: dict[str, Any]) -> list[str]:
     """What is wrong with a kernel's figures; empty when nothing is."""
     device = occupancy.BY_ARCH[entry["arch"]]
-    found = []
-    if entry["stack"] or entry["spill_accesses"]:
-        found.append(f"spills: {entry['stack']} bytes of stack, {entry['spill_accesses']} local accesses")
-    if entry["red"] or entry["atom"]:
-        found.append("has atomics")
-    if entry["shared_bytes"] > device.shared_block:
-        found.append(f"{entry['shared_bytes']} bytes of shared memory, {device.name} has {device.shared_block}")
+    found = never(entry)
     loads, stores = wide_accesses(entry)
     # Exactly, and few narrow ones: where features are loaded narrowly, the shares may be loaded widely instead.
     if (entry["ld128"], entry["st128"]) != (loads, stores):

@@ -19,7 +19,7 @@ import occupancy
 from mgran_fast.kernels import tables
 from mgran_fast.kernels.tables import Tile
 from mgran_fast.kernels.tune import BATCHES, PRODUCTS
-from triton_dry import dry_launches, figures, load
+from triton_dry import dry_launches, figures, load, never
 
 PEOPLE, INPUTS, CROP, OUTS = 32, 4, (256, 128), 64  # of the stem
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -172,14 +172,9 @@ def _accesses(entry: dict[str, Any]) -> Iterator[str]:
 def faults(entry: dict[str, Any]) -> list[str]:
     """What is wrong with a kernel's figures; empty when nothing is."""
     device = occupancy.BY_ARCH[entry["arch"]]
-    found = []
-    if entry["stack"] or entry["spill_accesses"]:
-        found.append(f"spills: {entry['stack']} bytes of stack, {entry['spill_accesses']} local accesses")
-    if entry["red"] or entry["atom"]:
-        found.append("has atomics")
-    if entry["shared_bytes"] > device.shared_block:
-        found.append(f"{entry['shared_bytes']} bytes of shared memory, {device.name} has {device.shared_block}")
-    elif occupancy.resident(device, entry["threads"], entry["registers"], entry["shared_bytes"]).blocks < 1:
+    found = never(entry)
+    held = occupancy.resident(device, entry["threads"], entry["registers"], entry["shared_bytes"])
+    if entry["shared_bytes"] <= device.shared_block and held.blocks < 1:
         found.append(f"a block does not fit on {device.name}")
     if entry["kernel"] in ("product", "convolve") and not entry["tensor"]:
         found.append("no instruction of the tensor cores")
