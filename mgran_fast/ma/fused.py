@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from mgran_fast import ranks
+from mgran_fast.ma.norm import SharedBatchNorm2d
 from mgran_fast.ops.batchnorm import Sum, apply, backward, forward, update_running
 
 # From this many channels on, on either side, a 1x1 convolution is faster as a product of matrices (bfloat16, oneDNN).
@@ -80,9 +80,8 @@ class _Made:
 def conv_norm(
     source: Activation,
     conv: nn.Conv2d,
-    norm: nn.BatchNorm2d,
+    norm: SharedBatchNorm2d,
     *,
-    groups: int,
     relu: bool,
     residual: Activation | None = None,
     recompute: bool = False,
@@ -92,15 +91,11 @@ def conv_norm(
     Args:
         source, residual: what steps before this one gave.
         conv: without bias. norm: its running statistics are moved.
-        groups: see :func:`mgran_fast.ops.batchnorm`; statistics are those of all ranks' rows.
         recompute: keep no result of this step.
     """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     assert isinstance(conv.padding, tuple)
-    all_sum = ranks.all_sum if ranks.world() > 1 else None
     plan = _Plan(
-        conv.stride, conv.padding, groups, norm.eps, relu, recompute, all_sum, source.recipe,
+        conv.stride, conv.padding, norm.groups, norm.eps, relu, recompute, norm.all_sum, source.recipe,
         None if residual is None else residual.recipe,
     )  # fmt: skip
     made = _Made()
@@ -109,9 +104,8 @@ def conv_norm(
         y = _Step.apply(
             source.y, conv.weight, norm.weight, norm.bias, None if residual is None else residual.y, plan, made
         )
-    update_running(norm.running_mean, norm.running_var, made.mean, made.var, made.count, norm.momentum or 0.0)
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(groups)
+    mean, var, momentum = norm.running()
+    update_running(mean, var, made.mean, made.var, made.count, momentum)
     return Activation(y, made.recipe)
 
 

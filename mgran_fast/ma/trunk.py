@@ -10,51 +10,12 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from mgran_fast import ops, ranks
 from mgran_fast.errors import CheckpointError
 from mgran_fast.ma.fused import Activation, conv_norm, max_pool
+from mgran_fast.ma.norm import STATISTICS, SharedBatchNorm2d
 
 #: Trunks by name; each is torchvision's network of that name without its classifier, with the same keys.
 TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-STATISTICS = ("joint", "per_input")
-
-
-class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over a batch that holds P inputs of each person, person after person: [N * P, C, h, w].
-
-    With ``statistics="joint"`` the whole batch gives one mean and variance. With ``"per_input"`` each input
-    has those of its own N rows, and the running averages are updated P times, input after input: exactly what
-    P calls of one shared network do. On several ranks the batch is that of all of them. In eval mode all are the same.
-    """
-
-    inputs: int = 1
-    statistics: str = "joint"
-
-    @property
-    def groups(self) -> int:
-        """How many groups of rows have statistics of their own."""
-        return self.inputs if self.statistics == "per_input" else 1
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not self.training or (self.groups == 1 and ranks.world() == 1):
-            return super().forward(input)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(self.groups)
-        wide = torch.promote_types(input.dtype, torch.float32)
-        return ops.batchnorm(
-            input,
-            self.weight.to(wide),
-            self.bias.to(wide),
-            self.running_mean,
-            self.running_var,
-            training=True,
-            groups=self.groups,
-            momentum=self.momentum or 0.0,
-            eps=self.eps,
-            all_sum=ranks.all_sum if ranks.world() > 1 else None,
-        )
 
 
 class Trunk(nn.Module):
@@ -161,7 +122,7 @@ def _step(
 ) -> Activation:
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, SharedBatchNorm2d)
-    return conv_norm(x, conv, norm, groups=norm.groups, relu=relu, residual=residual, recompute=recompute)
+    return conv_norm(x, conv, norm, relu=relu, residual=residual, recompute=recompute)
 
 
 def _block(x: Activation, block: Any, recompute: bool, recompute_result: bool) -> Activation:

@@ -75,13 +75,15 @@ def batchnorm(
             a group without a cell.
     """
     _check(x, weight, bias, running_mean, running_var, residual, groups, eps)
+    given = (x, weight, bias, residual)
+    learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
     if not training:
         _, scale, shift = reference.coefficients(running_mean[None], running_var[None], weight, bias, eps)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+        if learning:
             # Rare (frozen statistics): by torch's own autograd.
-            return _eval_differentiable(x, scale, shift, residual, relu)
+            return _dense(reference.apply(x, residual, scale, shift, relu))
         return apply(x, residual, scale, shift, relu)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+    if learning:
         y, mean, var, count = _BatchNorm.apply(x, weight, bias, residual, groups, eps, relu, all_sum)
     else:
         normed = forward(x, weight, bias, residual, groups, eps, relu, all_sum)
@@ -196,12 +198,6 @@ class _BatchNorm(torch.autograd.Function):
         return dx, dweight, dbias, dresidual, None, None, None, None
 
 
-def _eval_differentiable(
-    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, residual: torch.Tensor | None, relu: bool
-) -> torch.Tensor:
-    return reference.apply(x, residual, scale, shift, relu).contiguous(memory_format=torch.channels_last)
-
-
 def _over_ranks(
     mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor, all_sum: Sum
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -249,8 +245,12 @@ def _kernel(x: torch.Tensor) -> ModuleType | None:
     return None if x.dtype == torch.float64 else backend.native("batchnorm", x.device.type)
 
 
-def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _dense_or_none(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else _dense(tensor)
 
 
 def _fresh(tensor: torch.Tensor) -> torch.Tensor:
@@ -295,9 +295,8 @@ def _forward(
         return _apply(x, residual, scale, shift, relu), mean, var, invstd, scale, shift
     y, mean, var, invstd, scale, shift = _forward_fake(x, residual, weight, bias, groups, eps, relu)
     dense = _dense(x)
-    assert dense is not None
     _launch(
-        module, "batchnorm", dense, residual=_dense(residual), out=y, weight=weight.contiguous(),
+        module, "batchnorm", dense, residual=_dense_or_none(residual), out=y, weight=weight.contiguous(),
         bias=bias.contiguous(), mean=mean, var=var, invstd=invstd, scale=scale, shift=shift, groups=groups, eps=eps,
         relu=relu, phases=_SUM | _WRITE,
     )  # fmt: skip
@@ -318,7 +317,6 @@ def _forward_fake(
 
 def _statistics(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     module, dense = _kernel(x), _dense(x)
-    assert dense is not None
     if module is None:
         return reference.statistics(x, groups)
     if x.device.type == "cuda":
@@ -338,15 +336,14 @@ def _apply(
     x: torch.Tensor, residual: torch.Tensor | None, scale: torch.Tensor, shift: torch.Tensor, relu: bool
 ) -> torch.Tensor:
     module, dense = _kernel(x), _dense(x)
-    assert dense is not None
     if module is None:
         return _fresh(reference.apply(x, residual, scale, shift, relu))
     if x.device.type == "cuda":
-        y: torch.Tensor = module.apply(dense, _dense(residual), scale.contiguous(), shift.contiguous(), relu)
+        y: torch.Tensor = module.apply(dense, _dense_or_none(residual), scale.contiguous(), shift.contiguous(), relu)
         return y
     y = _like(x)
     _launch(
-        module, "batchnorm", dense, residual=_dense(residual), out=y, scale=scale.contiguous(),
+        module, "batchnorm", dense, residual=_dense_or_none(residual), out=y, scale=scale.contiguous(),
         shift=shift.contiguous(), groups=len(scale), relu=relu, phases=_WRITE,
     )  # fmt: skip
     return y
@@ -409,10 +406,9 @@ def _launch_backward(
     for name, value in more.items():
         if isinstance(value, torch.Tensor) and value.ndim == 2:
             more[name] = value.contiguous()
-    assert dense is not None
     _launch(
-        module, "batchnorm_backward", dense, grad=_dense(grad), residual=_dense(residual) if relu else None, relu=relu,
-        **more,
+        module, "batchnorm_backward", dense, grad=_dense(grad), residual=_dense_or_none(residual) if relu else None,
+        relu=relu, **more,
     )  # fmt: skip
 
 
@@ -431,7 +427,7 @@ def _reduce(
         return reference.reduce(grad, x, residual, scale, shift, mean, invstd, relu)
     if x.device.type == "cuda":
         found: tuple[torch.Tensor, torch.Tensor] = module.reduce(
-            _dense(grad), _dense(x), _dense(residual), scale, shift, mean, invstd, relu
+            _dense(grad), _dense(x), _dense_or_none(residual), scale, shift, mean, invstd, relu
         )
         return found
     dbias, dweight = _vectors(x, len(mean), 2)
@@ -475,8 +471,8 @@ def _grad(
         return _fresh(dx), _fresh(dresidual) if want_residual else x.new_empty(0)
     if x.device.type == "cuda":
         dx, other = module.grad(
-            _dense(grad), _dense(x), _dense(residual), scale, shift, mean, invstd, dbias_mean, dweight_mean, relu,
-            want_residual,
+            _dense(grad), _dense(x), _dense_or_none(residual), scale, shift, mean, invstd, dbias_mean, dweight_mean,
+            relu, want_residual,
         )  # fmt: skip
         return dx, x.new_empty(0) if other is None else other
     dx, dresidual = _grad_fake(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from mgran_fast import layouts, ops
 from mgran_fast.data import samplers
 from mgran_fast.ma.network import SHAPES
-from mgran_fast.ma.trunk import STATISTICS, TRUNKS
+from mgran_fast.ma.norm import STATISTICS
+from mgran_fast.ma.trunk import TRUNKS
 from mgran_fast.train.settings import Settings
 
 IDENTITY_LOSSES = ("softmax", "oim")
