@@ -18,6 +18,7 @@ from mgran_fast.engine.windowed import Windowed
 from mgran_fast.errors import CheckpointError
 from mgran_fast.ops.conv import PackedConv, Tap
 from mgran_fast.ops.network import Conv, Pool
+from mgran_fast.weights import files
 
 if TYPE_CHECKING:
     from mgran_fast.engine.engine import Engine
@@ -153,12 +154,8 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = engine.state()
     tensors = {key: tensor.contiguous() for key, tensor in state["tensors"].items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with files.replaced(path) as partial:
         save_file(tensors, partial, metadata={"format": FORMAT, "engine": json.dumps(state["plain"])})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from mgran_fast.weights import files
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -78,6 +79,5 @@ def draw(rows: Rows, path: Path) -> None:
             lines += on.plot(*zip(*whole), color=colour, marker=marker, markersize=3, label=label)  # noqa: B905
         if len(lines) > 1:
             axes.legend(handles=lines, fontsize="small")
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=110)
-    os.replace(partial, path)
+    with files.replaced(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)

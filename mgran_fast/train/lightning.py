@@ -189,24 +189,31 @@ def _endings(trainer: pl.Trainer, signals: Signals, output: Path) -> Iterator[No
             _list(error, output / DIVERGED)
         raise
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # The last two: a reader died while it handed over a batch, before anybody noticed that it had.
-        handing = isinstance(error, ConnectionError | EOFError)
-        text = "DataLoader worker killed by signal" if handing else (str(error).splitlines() or [""])[0]
-        if signals.received is not None and ("DataLoader worker" in text or ranks.world() > 1):
+        if signals.received is not None and (_of_a_reader(error) or ranks.world() > 1):
             # What was sent to all processes of a run has reached the others first.
             raise Interrupted(
                 f"ended by {told(signals.received)}, with the state before; {go_on}", signals.received
             ) from None
-        reason = _cause(error, text)
+        reason = _cause(error)
         if reason is None:
             raise
         raise MGRANError(f"{reason}; {go_on}") from None
 
 
-def _cause(error: Exception, text: str) -> str | None:
+def _of_a_reader(error: Exception) -> bool:
+    """Whether a process that reads pictures is gone; a broken connection: while it handed over a batch."""
+    return isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _cause(error: Exception) -> str | None:
     """Why a run died that is not at fault itself; None for all other errors."""
-    if "DataLoader worker" in text:
-        how = "was killed" if "killed by signal" in text else "ended"
+    text = _first_line(error)
+    if _of_a_reader(error):
+        how = "was killed" if "killed by signal" in text or not isinstance(error, RuntimeError) else "ended"
         return f"a process that reads pictures {how}, mostly for want of memory (dmesg tells): lower --workers"
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is full: lower --people, raise accumulate, or set recompute"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from pytorch_lightning.callbacks import Callback
 from mgran_fast.errors import DataError
 from mgran_fast.train import curves
 from mgran_fast.train.progress import Bar, Clock, Mark, Meter, Pace
+from mgran_fast.weights import files
 
 _log = logging.getLogger(__name__)
 
@@ -199,9 +199,8 @@ def write(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(columns)
     table.writerows([_number(row[name]) if name in row else "" for name in columns] for row in rows)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(partial, path)
+    with files.replaced(path) as partial:
+        partial.write_text(text.getvalue(), encoding="utf-8")
 
 
 def read(path: Path) -> list[dict[str, float]]:

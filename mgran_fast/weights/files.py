@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,6 +18,20 @@ def write(path: Path, data: bytes | memoryview) -> None:
         with partial.open("wb") as file:
             file.write(data)
         put(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write a file to, which takes the place of ``path`` when all went well.
+
+    Whole after a kill, but not after a power cut as by :func:`write`, for what can be made again. Raises OSError.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mgran_fast.data.precompute import NOT_FINITE, finite
 from mgran_fast.data.provenance import identity
 from mgran_fast.errors import DataError
 from mgran_fast.mra.estimate import Estimate, Estimator
+from mgran_fast.weights import files
 
 _KEYPOINTS, _TEACHER, _LINES = "keypoints.json", "teacher.json", "keypoints.partial.jsonl"
 
@@ -153,9 +153,8 @@ def _write(output: Path, chosen: dict[int, tuple[Path, tuple[int, int]]], found:
 
 def _put(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    draft.write_bytes(content)
-    os.replace(draft, path)
+    with files.replaced(path) as draft:
+        draft.write_bytes(content)
 
 
 _Read = tuple[int, "np.ndarray[Any, np.dtype[np.uint8]]", tuple[int, int]]
