@@ -25,6 +25,7 @@ struct MgranBatchnorm {
   float* grad_weight;             // [groups, channels]: and of dz * (x - mean) * invstd
   const float* grad_bias_mean;    // [groups, channels]: what backward's second phase alone reads: the sums over
   const float* grad_weight_mean;  // the number of cells that they were taken over
+  const float* counts;            // [rows, cells]: how many equal cells each one stands for, above 0; or null: one
   std::int64_t rows, cells, channels;
   std::int32_t groups;  // row r is of group r % groups; rows is a multiple of it
   std::int32_t dtype, relu, phases;

@@ -21,6 +21,7 @@
 #include "inputs.h"
 #include "pooling.h"
 #include "regions.h"
+#include "rows.h"
 
 namespace py = pybind11;
 
@@ -264,8 +265,9 @@ MgranPooling pooling_args(Address features, Address map, Address region, Address
 MgranBatchnorm batchnorm_args(Address x, Address residual, Address grad, Address out, Address out_residual,
                               Address weight, Address bias, Address mean, Address var, Address invstd, Address scale,
                               Address shift, Address grad_bias, Address grad_weight, Address grad_bias_mean,
-                              Address grad_weight_mean, std::int64_t rows, std::int64_t cells, std::int64_t channels,
-                              std::int32_t groups, std::int32_t dtype, bool relu, std::int32_t phases, float eps) {
+                              Address grad_weight_mean, Address counts, std::int64_t rows, std::int64_t cells,
+                              std::int64_t channels, std::int32_t groups, std::int32_t dtype, bool relu,
+                              std::int32_t phases, float eps) {
   want(rows >= 0 && cells >= 0 && channels >= 0, "sizes must not be negative");
   want(groups >= 1 && rows % groups == 0, "rows must be a multiple of groups");
   want(dtype >= MGRAN_FLOAT32 && dtype <= MGRAN_BFLOAT16, "unknown dtype");
@@ -287,6 +289,7 @@ MgranBatchnorm batchnorm_args(Address x, Address residual, Address grad, Address
   args.grad_weight = reinterpret_cast<float*>(grad_weight);
   args.grad_bias_mean = reinterpret_cast<const float*>(grad_bias_mean);
   args.grad_weight_mean = reinterpret_cast<const float*>(grad_weight_mean);
+  args.counts = reinterpret_cast<const float*>(counts);
   args.rows = rows;
   args.cells = cells;
   args.channels = channels;
@@ -295,6 +298,25 @@ MgranBatchnorm batchnorm_args(Address x, Address residual, Address grad, Address
   args.relu = relu;
   args.phases = phases;
   args.eps = eps;
+  return args;
+}
+
+MgranRows rows_args(Address x, Address index, Address starts, Address members, Address base, Address out,
+                    std::int64_t rows, std::int64_t count, std::int64_t channels, std::int32_t dtype) {
+  want(rows >= 0 && count >= 0 && channels >= 0, "sizes must not be negative");
+  want(rows <= INT32_MAX && count <= INT32_MAX, "there are more rows than an index can tell");
+  want(dtype >= MGRAN_FLOAT32 && dtype <= MGRAN_BFLOAT16, "unknown dtype");
+  MgranRows args{};
+  args.x = reinterpret_cast<const void*>(x);
+  args.index = reinterpret_cast<const std::int32_t*>(index);
+  args.starts = reinterpret_cast<std::int32_t*>(starts);
+  args.members = reinterpret_cast<std::int32_t*>(members);
+  args.base = reinterpret_cast<const void*>(base);
+  args.out = reinterpret_cast<void*>(out);
+  args.rows = rows;
+  args.count = count;
+  args.channels = channels;
+  args.dtype = dtype;
   return args;
 }
 
@@ -349,10 +371,13 @@ constexpr const char* kAlign[] = {
 constexpr const char* kPooling[] = {"features", "map",      "region", "out",      "grad_out", "grad_features", "rows",
                                     "people",   "channels", "size",   "map_size", "dtype",    "mode",          "power"};
 
+constexpr const char* kRows[] = {"x",   "index", "starts", "members",  "base",
+                                 "out", "rows",  "count",  "channels", "dtype"};
 constexpr const char* kBatchnorm[] = {
-    "x",    "residual", "grad",     "out",    "out_residual", "weight",      "bias",           "mean",
-    "var",  "invstd",   "scale",    "shift",  "grad_bias",    "grad_weight", "grad_bias_mean", "grad_weight_mean",
-    "rows", "cells",    "channels", "groups", "dtype",        "relu",        "phases",         "eps"};
+    "x",      "residual", "grad",  "out",      "out_residual", "weight",      "bias",           "mean",
+    "var",    "invstd",   "scale", "shift",    "grad_bias",    "grad_weight", "grad_bias_mean", "grad_weight_mean",
+    "counts", "rows",     "cells", "channels", "groups",       "dtype",       "relu",           "phases",
+    "eps"};
 
 const char* isa_name() {
   switch (mgran::isa()) {
@@ -406,6 +431,9 @@ PYBIND11_MODULE(_C, m) {
   define(m, "batchnorm_backward_cpu", batchnorm_args, mgran_batchnorm_backward_cpu, kBatchnorm);
   define(m, "conv_cpu", conv_args, mgran_conv_cpu, kConv);
   bind_network(m);
+  define(m, "rows_gather_cpu", rows_args, mgran_rows_gather_cpu, kRows);
+  define(m, "rows_total_cpu", rows_args, mgran_rows_total_cpu, kRows);
+  define(m, "rows_invert_cpu", rows_args, mgran_rows_invert_cpu, kRows);
   define(m, "pooling_cpu", pooling_args, mgran_pooling_cpu, kPooling);
   define(m, "pooling_backward_cpu", pooling_args, mgran_pooling_backward_cpu, kPooling);
 

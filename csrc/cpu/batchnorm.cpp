@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <numeric>
 #include <vector>
 
 #include "batchnorm_task.h"
@@ -47,9 +48,10 @@ constexpr std::int64_t kPieceBytes = 128 << 10;  // of one tensor, in one task
 struct Plan {
   const MgranBatchnorm& args;
   bool is_backward;
-  std::int64_t block;   // channels
-  std::int64_t piece;   // cells
-  std::int64_t pieces;  // of a row
+  std::int64_t block;          // channels
+  std::int64_t piece;          // cells
+  std::int64_t pieces;         // of a row
+  std::vector<double> counts;  // with args.counts: of each task
 
   Plan(const MgranBatchnorm& a, bool backward) : args(a), is_backward(backward) {
     const std::int64_t element = args.dtype == MGRAN_FLOAT32 ? 4 : 2;
@@ -61,6 +63,12 @@ struct Plan {
     pieces = (args.cells + piece - 1) / piece;
     piece = (args.cells + pieces - 1) / pieces;
     pieces = (args.cells + piece - 1) / piece;
+    if (!args.counts) return;
+    for (std::int64_t i = 0; i < tasks(); ++i) {
+      const std::int64_t cell = i / pieces * args.cells + i % pieces * piece;
+      const std::int64_t last = std::min(cell + piece, (i / pieces + 1) * args.cells);
+      counts.push_back(std::accumulate(args.counts + cell, args.counts + last, 0.0));
+    }
   }
 
   std::int64_t tasks() const { return args.rows * pieces; }
@@ -74,6 +82,7 @@ struct Plan {
     made.first = first;
     made.channels = channels;
     made.group = row % args.groups;
+    made.count = counts.empty() ? static_cast<double>(made.cells) : counts[static_cast<std::size_t>(number)];
     return made;
   }
 };
@@ -99,7 +108,7 @@ void combine_statistics(const Plan& plan, const std::vector<float>& sums, std::i
       double count = 0, mean = 0, squares = 0;
       for (std::int64_t row = group; row < args.rows; row += args.groups) {
         for (std::int64_t i = row * plan.pieces; i < (row + 1) * plan.pieces; ++i) {
-          const double more = static_cast<double>(plan.task(i, first, channels).cells);
+          const double more = plan.task(i, first, channels).count;
           const double away = sums[i * 2 * plan.block + c] - mean, total = count + more;
           mean += away * more / total;
           squares += sums[(i * 2 + 1) * plan.block + c] + away * away * count * more / total;
@@ -123,8 +132,12 @@ void combine_statistics(const Plan& plan, const std::vector<float>& sums, std::i
 void combine_sums(const Plan& plan, const std::vector<float>& sums, std::int64_t first, std::int64_t channels,
                   std::vector<float>& means) {
   const MgranBatchnorm& args = plan.args;
-  const double share = static_cast<double>(args.groups) / static_cast<double>(args.rows * args.cells);
   for (std::int64_t group = 0; group < args.groups; ++group) {
+    double count = 0;
+    for (std::int64_t row = group; row < args.rows; row += args.groups)
+      for (std::int64_t i = row * plan.pieces; i < (row + 1) * plan.pieces; ++i)
+        count += plan.task(i, first, channels).count;
+    const double share = 1.0 / count;
     for (std::int64_t c = 0; c < channels; ++c) {
       double bias = 0, weight = 0;
       for (std::int64_t row = group; row < args.rows; row += args.groups) {

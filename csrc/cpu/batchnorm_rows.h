@@ -21,9 +21,10 @@ struct Strip {
   float* sums;
 };
 
-template <typename T, int N>
+template <typename T, bool kCounts, int N>
 MGRAN_TARGET MGRAN_INLINE void statistics(const BatchnormTask& task, const Strip& strip) {
   const std::int64_t step = task.args->channels;
+  const float* counts = kCounts ? task.args->counts + strip.offset / step : nullptr;
   const auto* x = static_cast<const typename T::Storage*>(task.args->x) + strip.offset;
   // About the values of the task's first cell: a large mean with a small variance keeps its digits.
   const auto* first = static_cast<const typename T::Storage*>(task.args->x) + task.cell * step + strip.offset % step;
@@ -36,8 +37,9 @@ MGRAN_TARGET MGRAN_INLINE void statistics(const BatchnormTask& task, const Strip
   for (std::int64_t cell = 0; cell < strip.cells; ++cell, x += step) {
     for (int i = 0; i < N; ++i) {
       const F away = V::sub(V::load(x + i * V::kWidth, T{}), pivot[i]);
-      sum[i] = V::add(sum[i], away);
-      squares[i] = V::fma(away, away, squares[i]);
+      const F all = kCounts ? V::mul(away, V::set(counts[cell])) : away;
+      sum[i] = V::add(sum[i], all);
+      squares[i] = V::fma(all, away, squares[i]);
     }
   }
   for (int i = 0; i < N; ++i) {
@@ -117,17 +119,19 @@ MGRAN_TARGET MGRAN_INLINE void reduce(const BatchnormTask& task, const Strip& st
   }
 }
 
-template <typename T, bool kResidual, bool kRelu, bool kStream, int N>
+template <typename T, bool kResidual, bool kRelu, bool kStream, bool kCounts, int N>
 MGRAN_TARGET MGRAN_INLINE void grad(const BatchnormTask& task, const Strip& strip) {
   using Storage = typename T::Storage;
   const MgranBatchnorm& args = *task.args;
   const std::int64_t step = args.channels;
   const Storage* x = static_cast<const Storage*>(args.x) + strip.offset;
   const Storage* given = static_cast<const Storage*>(args.grad) + strip.offset;
+  const float* counts = kCounts ? args.counts + strip.offset / step : nullptr;
   const Storage* residual = kResidual ? static_cast<const Storage*>(args.residual) + strip.offset : x;
   Storage* out = static_cast<Storage*>(args.out) + strip.offset;
   Storage* out_residual = args.out_residual ? static_cast<Storage*>(args.out_residual) + strip.offset : nullptr;
-  // scale * (dz - dbias / M - xhat * dweight / M) = scale * dz - (slope * (x - mean) + constant)
+  // scale * (dz - dbias / M - xhat * dweight / M) = scale * dz - (slope * (x - mean) + constant). The gradient of a
+  // cell that stands for n is that of all n together.
   F scale[N], shift[N], mean[N], slope[N], constant[N];
   for (int i = 0; i < N; ++i) {
     const std::int64_t at = strip.coefficients + i * V::kWidth;
@@ -142,7 +146,8 @@ MGRAN_TARGET MGRAN_INLINE void grad(const BatchnormTask& task, const Strip& stri
       const int at = i * V::kWidth;
       const F value = V::load(x + at, T{});
       const F dz = passed<T, kResidual, kRelu>(V::load(given + at, T{}), value, residual + at, scale[i], shift[i]);
-      const F rest = V::fma(slope[i], V::sub(value, mean[i]), constant[i]);
+      F rest = V::fma(slope[i], V::sub(value, mean[i]), constant[i]);
+      if constexpr (kCounts) rest = V::mul(rest, V::set(counts[cell]));
       V::template save<kStream>(out + at, V::fms(scale[i], dz, rest), T{});
       // A gradient, or 0: the element type holds it exactly.
       if (out_residual) V::template save_exact<kStream>(out_residual + at, dz, T{});
@@ -166,11 +171,15 @@ MGRAN_TARGET MGRAN_INLINE void grad(const BatchnormTask& task, const Strip& stri
 
 template <typename T>
 MGRAN_TARGET void statistics_of(const BatchnormTask& task) {
-  MGRAN_TILES(statistics, T)
+  if (task.args->counts) {
+    MGRAN_TILES(statistics, T, true)
+  } else {
+    MGRAN_TILES(statistics, T, false)
+  }
   // From sums about the pivot to the mean and the squares about it.
   const auto* first =
       static_cast<const typename T::Storage*>(task.args->x) + task.cell * task.args->channels + task.first;
-  const F share = V::set(1.0f / static_cast<float>(task.cells));
+  const F share = V::set(1.0f / static_cast<float>(task.count));
   for (std::int64_t c = 0; c < task.channels; c += V::kWidth) {
     float *sums = task.sums + c, *squares = sums + task.sums_width;
     const F sum = V::load(sums), mean = V::mul(sum, share);
@@ -191,7 +200,11 @@ MGRAN_TARGET void reduce_of(const BatchnormTask& task) {
 
 template <typename T, bool kResidual, bool kRelu, bool kStream>
 MGRAN_TARGET void grad_of(const BatchnormTask& task) {
-  MGRAN_TILES(grad, T, kResidual, kRelu, kStream)
+  if (task.args->counts) {
+    MGRAN_TILES(grad, T, kResidual, kRelu, kStream, true)
+  } else {
+    MGRAN_TILES(grad, T, kResidual, kRelu, kStream, false)
+  }
 }
 
 #undef MGRAN_TILES

@@ -14,11 +14,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from mgran_fast.ma.cells import Cells, Index
+from mgran_fast.ma.convolve import Geometry, as_image, as_rows, convolve, convolve_backward
 from mgran_fast.ma.norm import SharedBatchNorm2d
 from mgran_fast.ops.batchnorm import Sum, apply, backward, forward, update_running
-
-# From this many channels on, on either side, a 1x1 convolution is faster as a product of matrices (bfloat16, oneDNN).
-_AS_PRODUCT = 2048
 
 
 class Recipe:
@@ -31,15 +30,17 @@ class Recipe:
         scale: torch.Tensor,
         shift: torch.Tensor,
         relu: bool,
+        shortcut: Index | None,
     ) -> None:
         self.x, self.residual, self.scale, self.shift, self.relu = x, residual, scale, shift, relu
+        self.shortcut = shortcut
         self._made: torch.Tensor | None = None
 
     def make(self) -> torch.Tensor:
         """The result. One with a residual is kept until :meth:`release`: the block after it needs it twice more."""
         if self._made is not None:
             return self._made
-        made = apply(self.x, _value(self.residual), self.scale, self.shift, self.relu)
+        made = apply(self.x, _taken(_value(self.residual), self.shortcut), self.scale, self.shift, self.relu)
         if self.residual is not None:
             self._made = made
         return made
@@ -56,9 +57,22 @@ class Activation(NamedTuple):
     recipe: Recipe | None = None
 
 
+class Rows(NamedTuple):
+    """What a step needs to know when its source is distinct cells.
+
+    Attributes:
+        cells: of its result.
+        windows: the rows of its source that its convolution reads; None for each row its own.
+        shortcut: the rows of the residual that it takes; None for each row its own.
+    """
+
+    cells: Cells
+    windows: Index | None = None
+    shortcut: Index | None = None
+
+
 class _Plan(NamedTuple):
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    geometry: Geometry
     groups: int
     eps: float
     relu: bool
@@ -66,6 +80,8 @@ class _Plan(NamedTuple):
     all_sum: Sum | None
     source: Recipe | None
     residual: Recipe | None
+    shortcut: Index | None
+    counts: torch.Tensor | None
 
 
 class _Made:
@@ -85,6 +101,7 @@ def conv_norm(
     relu: bool,
     residual: Activation | None = None,
     recompute: bool = False,
+    rows: Rows | None = None,
 ) -> Activation:
     """relu(norm(conv(source)) + residual), or without the ReLU, with the batch's statistics.
 
@@ -92,11 +109,14 @@ def conv_norm(
         source, residual: what steps before this one gave.
         conv: without bias. norm: its running statistics are moved.
         recompute: keep no result of this step.
+        rows: for a source of distinct cells.
     """
     assert isinstance(conv.padding, tuple)
+    geometry = Geometry(conv.stride, conv.padding, None if rows is None else rows.windows, rows is not None)
     plan = _Plan(
-        conv.stride, conv.padding, norm.groups, norm.eps, relu, recompute, norm.all_sum, source.recipe,
-        None if residual is None else residual.recipe,
+        geometry, norm.groups, norm.eps, relu, recompute, norm.all_sum, source.recipe,
+        None if residual is None else residual.recipe, None if rows is None else rows.shortcut,
+        None if rows is None else rows.cells.counts,
     )  # fmt: skip
     made = _Made()
     # Not in autocast's hands: which number format a step computes in is that of its source.
@@ -116,6 +136,16 @@ def max_pool(source: Activation, pool: nn.MaxPool2d) -> Activation:
     return Activation(_MaxPool.apply(source.y, source.recipe, pool))
 
 
+def collect(source: Activation, cells: Cells) -> Activation:
+    """Images -> their distinct cells, [1, C, R, 1]."""
+    return Activation(_Taken.apply(source.y, cells.collected, None))
+
+
+def spread(source: Activation, cells: Cells) -> Activation:
+    """Distinct cells -> the images that they are cells of."""
+    return Activation(_Taken.apply(source.y, cells.spread, tuple(cells.table.shape)))
+
+
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -128,14 +158,17 @@ class _Step(torch.autograd.Function):
         plan: _Plan,
         made: _Made,
     ) -> torch.Tensor:
-        result = _convolve(x, weight.to(x.dtype), plan)
+        result = convolve(x, weight.to(x.dtype), plan.geometry)
         wide = torch.promote_types(x.dtype, torch.float32)
-        normed = forward(result, gain.to(wide), bias.to(wide), residual, plan.groups, plan.eps, plan.relu, plan.all_sum)
+        normed = forward(
+            result, gain.to(wide), bias.to(wide), _taken(residual, plan.shortcut), plan.groups, plan.eps, plan.relu,
+            plan.all_sum, plan.counts,
+        )  # fmt: skip
         made.mean, made.var, made.count = normed.mean, normed.var, normed.cells
         made.recipe = None
         if plan.recompute:
             before = plan.residual if plan.residual is not None else residual
-            made.recipe = Recipe(result, before, normed.scale, normed.shift, plan.relu)
+            made.recipe = Recipe(result, before, normed.scale, normed.shift, plan.relu, plan.shortcut)
         # Backwards a residual matters to ReLU alone; one with a recipe is made again.
         kept = residual if plan.relu and plan.residual is None else None
         ctx.save_for_backward(
@@ -156,10 +189,13 @@ class _Step(torch.autograd.Function):
         if plan.relu and plan.residual is not None:
             residual = plan.residual.make()
         grad, grad_residual, grad_gain, grad_bias = backward(
-            grads[0], result, residual, tuple(normed), ctx.count, plan.relu, ctx.needs_input_grad[4], plan.all_sum
-        )
+            grads[0], result, _taken(residual, plan.shortcut), tuple(normed), ctx.count, plan.relu,
+            ctx.needs_input_grad[4], plan.all_sum, plan.counts,
+        )  # fmt: skip
+        if grad_residual is not None and plan.shortcut is not None:
+            grad_residual = as_image(plan.shortcut.total(as_rows(grad_residual)))
         x = plan.source.make() if plan.source is not None else x
-        grad_x, grad_weight = _convolve_backward(grad, x, weight.to(x.dtype), plan, ctx.needs_input_grad[:2])
+        grad_x, grad_weight = convolve_backward(grad, x, weight.to(x.dtype), plan.geometry, ctx.needs_input_grad[:2])
         # Nothing of a graph that was walked stays alive until the next one replaces it.
         ctx.plan = ctx.recipe = None
         return (
@@ -192,46 +228,28 @@ class _MaxPool(torch.autograd.Function):
         return grad, None, None
 
 
+class _Taken(torch.autograd.Function):
+    """Cells taken by an index: distinct ones of images, or those of images from distinct ones."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, index: Index, grid: tuple[int, int, int] | None) -> torch.Tensor:
+        ctx.index, ctx.before = index, x.shape
+        taken = index.gather(as_rows(x))
+        return as_image(taken) if grid is None else taken.view(*grid, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        batch, channels, height, width = ctx.before
+        total = ctx.index.total(as_rows(grads[0]))
+        return total.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None
+
+
+def _taken(residual: torch.Tensor | None, shortcut: Index | None) -> torch.Tensor | None:
+    if residual is None or shortcut is None:
+        return residual
+    return as_image(shortcut.gather(as_rows(residual)))
+
+
 def _value(residual: torch.Tensor | Recipe | None) -> torch.Tensor | None:
     return residual.make() if isinstance(residual, Recipe) else residual
-
-
-def _is_product(x: torch.Tensor, weight: torch.Tensor, plan: _Plan) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.bfloat16
-        and tuple(weight.shape[2:]) == (1, 1)
-        and set(plan.stride) == {1}
-        and max(weight.shape[:2]) >= _AS_PRODUCT
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """channels_last [B, C, h, w] -> the same memory as [B h w, C]."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return rows.view(like.shape[0], like.shape[2], like.shape[3], rows.shape[1]).permute(0, 3, 1, 2)
-
-
-def _convolve(x: torch.Tensor, weight: torch.Tensor, plan: _Plan) -> torch.Tensor:
-    if _is_product(x, weight, plan):
-        return _images(_rows(x) @ weight.flatten(1).t(), x)
-    return F.conv2d(x, weight, None, plan.stride, plan.padding).contiguous(memory_format=torch.channels_last)
-
-
-def _convolve_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, plan: _Plan, wanted: tuple[bool, bool]
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The gradients of x and weight, each where it is wanted."""
-    if _is_product(x, weight, plan) and grad.is_contiguous(memory_format=torch.channels_last):
-        rows = _rows(grad)
-        grad_x = _images(rows @ weight.flatten(1), grad) if wanted[0] else None
-        grad_weight = (rows.t() @ _rows(x)).view(weight.shape) if wanted[1] else None
-        return grad_x, grad_weight
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, plan.stride, plan.padding, [1, 1], False, [0, 0], 1, [*wanted, False]
-    )
-    return grad_x, grad_weight

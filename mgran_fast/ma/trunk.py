@@ -11,11 +11,15 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from mgran_fast.errors import CheckpointError
-from mgran_fast.ma.fused import Activation, conv_norm, max_pool
+from mgran_fast.ma.cells import Cells, Sight
+from mgran_fast.ma.fused import Activation, Rows, collect, conv_norm, max_pool, spread
 from mgran_fast.ma.norm import STATISTICS, SharedBatchNorm2d
 
 #: Trunks by name; each is torchvision's network of that name without its classifier, with the same keys.
 TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+# From this share of distinct cells on, all of a stage's are computed: convolutions of images are faster than products.
+_MANY = 0.8
 
 
 class Trunk(nn.Module):
@@ -35,6 +39,9 @@ class Trunk(nn.Module):
     Attributes:
         recompute: in training keep nothing but the convolutions' results, which halves the memory of activations, and
             compute what lies between them once more on the way back. The gradients are the same to the bit.
+        distinct: in training on a CPU, with joint statistics, compute cells that see the same only once, where that
+            leaves out enough (:mod:`mgran_fast.ma.cells`). The gradients are the same up to rounding. Images that want
+            a gradient of their own are computed as a whole.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class Trunk(nn.Module):
             if isinstance(module, SharedBatchNorm2d):
                 module.inputs, module.statistics = inputs, statistics
         self.recompute = False
+        self.distinct = True
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -83,13 +91,35 @@ class Trunk(nn.Module):
         if torch.is_autocast_enabled(device):
             images = images.to(torch.get_autocast_dtype(device))
         recompute = self.recompute
-        x = _step(Activation(images), self.conv1, self.bn1, recompute)
-        x = max_pool(x, self.maxpool)
+        x = max_pool(_step(Activation(images), self.conv1, self.bn1, recompute), self.maxpool)
+        sight = self._sight(images)
+        cells: Cells | None = None
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            if sight is not None and sight.through(3, _stride(layer[0]), 1).share > _MANY:
+                x = spread(x, cells) if cells is not None else x
+                sight = cells = None
+            elif sight is not None and cells is None:
+                cells = sight.cells()
+                x = collect(x, cells)
             for block in layer:
                 # A stage's last result is kept: making it again would need all that came before it.
-                x = _block(x, block, recompute, recompute and block is not layer[-1])
-        return x.y
+                recompute_result = recompute and block is not layer[-1]
+                if sight is None or cells is None:
+                    x = _block(x, block, recompute, recompute_result)
+                else:
+                    x, sight, cells = _block_of_rows(x, block, recompute, recompute_result, sight, cells)
+        return x.y if cells is None else spread(x, cells).y
+
+    def _sight(self, images: torch.Tensor) -> Sight | None:
+        """What cells see after the stem; None where all of them are computed."""
+        norm = self.bn1
+        assert isinstance(norm, SharedBatchNorm2d)
+        if not self.distinct or images.device.type != "cpu" or norm.groups > 1:
+            return None
+        if images.requires_grad:
+            # Equal cells share a gradient: that of each image's own pixels is not known.
+            return None
+        return Sight.of(images, norm.inputs).through(7, 2, 3).through(3, 2, 1)
 
     def load_torchvision(self, state: Mapping[str, Any]) -> None:
         """Load a torchvision ResNet state dict; its classifier (``fc.*``) is left out.
@@ -119,10 +149,11 @@ def _step(
     *,
     relu: bool = True,
     residual: Activation | None = None,
+    rows: Rows | None = None,
 ) -> Activation:
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, SharedBatchNorm2d)
-    return conv_norm(x, conv, norm, relu=relu, residual=residual, recompute=recompute)
+    return conv_norm(x, conv, norm, relu=relu, residual=residual, recompute=recompute, rows=rows)
 
 
 def _block(x: Activation, block: Any, recompute: bool, recompute_result: bool) -> Activation:
@@ -135,3 +166,37 @@ def _block(x: Activation, block: Any, recompute: bool, recompute_result: bool) -
         y = _step(y, block.conv2, block.bn2, recompute)
         return _step(y, block.conv3, block.bn3, recompute_result, residual=shortcut)
     return _step(y, block.conv2, block.bn2, recompute_result, residual=shortcut)
+
+
+def _block_of_rows(
+    x: Activation, block: Any, recompute: bool, recompute_result: bool, sight: Sight, cells: Cells
+) -> tuple[Activation, Sight, Cells]:
+    """:func:`_block` for distinct cells, and what the cells of its result see."""
+    stride = _stride(block)
+    # What cells see changes in 3x3 convolutions alone; a 1x1 convolution with a stride reads a part of that.
+    after = [cells]
+    for step in (stride,) if isinstance(block, Bottleneck) else (stride, 1):
+        sight = sight.through(3, step, 1)
+        after.append(sight.cells())
+    last = after[-1]
+    shortcut, taken = x, last.windows(cells, 1, stride)
+    if block.downsample is not None:
+        rows = Rows(last, taken)
+        shortcut = _step(x, block.downsample[0], block.downsample[1], recompute, relu=False, rows=rows)
+    ends = Rows(last, None, taken if block.downsample is None else None)
+    if isinstance(block, Bottleneck):
+        y = _step(x, block.conv1, block.bn1, recompute, rows=Rows(cells))
+        y = _step(y, block.conv2, block.bn2, recompute, rows=Rows(last, last.windows(cells, 3, stride, 1)))
+        y = _step(y, block.conv3, block.bn3, recompute_result, residual=shortcut, rows=ends)
+        return y, sight, last
+    middle = after[1]
+    y = _step(x, block.conv1, block.bn1, recompute, rows=Rows(middle, middle.windows(cells, 3, stride, 1)))
+    ends = ends._replace(windows=last.windows(middle, 3, 1, 1))
+    return _step(y, block.conv2, block.bn2, recompute_result, residual=shortcut, rows=ends), sight, last
+
+
+def _stride(block: Any) -> int:
+    """By how much a block's 3x3 convolutions thin the grid out."""
+    conv = block.conv2 if isinstance(block, Bottleneck) else block.conv1
+    stride: int = conv.stride[0]
+    return stride

@@ -49,6 +49,7 @@ def batchnorm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     all_sum: Sum | None = None,
+    counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """max(batch norm(x) + residual, 0), or without the maximum.
 
@@ -66,6 +67,8 @@ def batchnorm(
         groups: G; B is a multiple of it, row b is of group b % G, and each group has statistics of its own.
         momentum: in [0, 1]. eps: added to the variance, positive.
         all_sum: sums a tensor over the ranks of a distributed run; the statistics are then those of all ranks' rows.
+        counts: [B, h, w], in the dtype of weight, positive: for how many equal cells each one stands, in training. The
+            gradients of the result and of x are then those of all of these together. On a GPU the reference does it.
 
     Returns:
         [B, C, h, w] in the dtype of x, channels_last.
@@ -74,7 +77,7 @@ def batchnorm(
         TypeError: a wrong type or dtype. ValueError: a wrong shape, device, number of groups or eps, or, in training,
             a group without a cell.
     """
-    _check(x, weight, bias, running_mean, running_var, residual, groups, eps)
+    _check(x, weight, bias, running_mean, running_var, residual, groups, eps, counts)
     given = (x, weight, bias, residual)
     learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
     if not training:
@@ -84,9 +87,9 @@ def batchnorm(
             return _dense(reference.apply(x, residual, scale, shift, relu))
         return apply(x, residual, scale, shift, relu)
     if learning:
-        y, mean, var, count = _BatchNorm.apply(x, weight, bias, residual, groups, eps, relu, all_sum)
+        y, mean, var, count = _BatchNorm.apply(x, weight, bias, residual, groups, eps, relu, all_sum, counts)
     else:
-        normed = forward(x, weight, bias, residual, groups, eps, relu, all_sum)
+        normed = forward(x, weight, bias, residual, groups, eps, relu, all_sum, counts)
         y, mean, var, count = normed.y, normed.mean, normed.var, normed.cells
     update_running(running_mean, running_var, mean, var, count, momentum)
     result: torch.Tensor = y
@@ -102,13 +105,14 @@ def forward(
     eps: float,
     relu: bool,
     all_sum: Sum | None = None,
+    counts: torch.Tensor | None = None,
 ) -> Normed:
     """The forward pass in training, outside of autograd; the arguments are :func:`batchnorm`'s, already checked."""
-    own = x.shape[0] // groups * x.shape[2] * x.shape[3]
+    own = _cells_of(x, groups, counts)
     if all_sum is None:
-        y, mean, var, invstd, scale, shift = _forward_op(x, residual, weight, bias, groups, eps, relu)
+        y, mean, var, invstd, scale, shift = _forward_op(x, residual, weight, bias, groups, eps, relu, counts)
         return Normed(y, mean, var, invstd, scale, shift, own)
-    mean, var = _statistics_op(x, groups)
+    mean, var = _statistics_op(x, groups, counts)
     mean, var, count = _over_ranks(mean, var, x.new_full((), own, dtype=torch.float64), all_sum)
     invstd, scale, shift = reference.coefficients(mean, var, weight, bias, eps)
     return Normed(apply(x, residual, scale, shift, relu), mean, var, invstd, scale, shift, count)
@@ -131,6 +135,7 @@ def backward(
     relu: bool,
     want_residual: bool,
     all_sum: Sum | None = None,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """dx, dresidual (None where not wanted), and this rank's share of dweight and dbias [C].
 
@@ -139,13 +144,15 @@ def backward(
     """
     mean, invstd, scale, shift = normed
     if all_sum is None:
-        dx, dresidual, dbias, dweight = _backward_op(grad, x, residual, mean, invstd, scale, shift, relu, want_residual)
+        dx, dresidual, dbias, dweight = _backward_op(
+            grad, x, residual, mean, invstd, scale, shift, relu, want_residual, counts
+        )
     else:
         dbias, dweight = _reduce_op(grad, x, residual, mean, invstd, scale, shift, relu)
         means = all_sum(torch.stack((dbias, dweight)).double()) / count
         dbias_mean, dweight_mean = means.to(dbias.dtype)
         dx, dresidual = _grad_op(
-            grad, x, residual, mean, invstd, scale, shift, dbias_mean, dweight_mean, relu, want_residual
+            grad, x, residual, mean, invstd, scale, shift, dbias_mean, dweight_mean, relu, want_residual, counts
         )
     return dx, dresidual if want_residual else None, dweight.sum(0), dbias.sum(0)
 
@@ -178,11 +185,12 @@ class _BatchNorm(torch.autograd.Function):
         eps: float,
         relu: bool,
         all_sum: Sum | None,
+        counts: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float | torch.Tensor]:
-        normed = forward(x, weight, bias, residual, groups, eps, relu, all_sum)
+        normed = forward(x, weight, bias, residual, groups, eps, relu, all_sum, counts)
         # Backwards a residual matters to ReLU alone.
         kept = residual if relu else None
-        ctx.save_for_backward(x, kept, normed.mean, normed.invstd, normed.scale, normed.shift)
+        ctx.save_for_backward(x, kept, counts, normed.mean, normed.invstd, normed.scale, normed.shift)
         ctx.count, ctx.relu, ctx.all_sum, ctx.has_residual = normed.cells, relu, all_sum, residual is not None
         ctx.mark_non_differentiable(normed.mean, normed.var)
         return normed.y, normed.mean, normed.var, normed.cells
@@ -190,12 +198,12 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        x, residual, *normed = ctx.saved_tensors
+        x, residual, counts, *normed = ctx.saved_tensors
         wanted = ctx.has_residual and ctx.needs_input_grad[3]
         dx, dresidual, dweight, dbias = backward(
-            grad, x, residual, tuple(normed), ctx.count, ctx.relu, wanted, ctx.all_sum
+            grad, x, residual, tuple(normed), ctx.count, ctx.relu, wanted, ctx.all_sum, counts
         )
-        return dx, dweight, dbias, dresidual, None, None, None, None
+        return dx, dweight, dbias, dresidual, None, None, None, None, None
 
 
 def _over_ranks(
@@ -219,6 +227,7 @@ def _check(
     residual: torch.Tensor | None,
     groups: int,
     eps: float,
+    counts: torch.Tensor | None,
 ) -> None:
     checks.tensor("x", x, (None, None, None, None), (*DTYPES, torch.float64))
     wide = reference.wide(x)
@@ -228,6 +237,9 @@ def _check(
     if residual is not None:
         checks.tensor("residual", residual, tuple(x.shape), (x.dtype,))
         checks.same_device(x=x, residual=residual)
+    if counts is not None:
+        checks.tensor("counts", counts, (x.shape[0], x.shape[2], x.shape[3]), (wide,))
+        vectors["counts"] = counts
     checks.same_device(x=x, **vectors)
     if groups < 1 or x.shape[0] % groups != 0:
         raise ValueError(f"x has {x.shape[0]} rows, which is no multiple of {groups} groups")
@@ -235,6 +247,15 @@ def _check(
         raise ValueError(f"x has no cells: its shape is {list(x.shape)}")
     if not 0 < eps < 1e9:
         raise ValueError(f"eps must be positive and finite, not {eps!r}")
+
+
+def _cells_of(x: torch.Tensor, groups: int, counts: torch.Tensor | None) -> float | torch.Tensor:
+    """How many cells a group's statistics are taken over; all groups have as many."""
+    if counts is None:
+        return x.shape[0] // groups * x.shape[2] * x.shape[3]
+    total = counts.double().sum() / groups
+    # A float where reading it waits for nobody.
+    return float(total) if total.device.type == "cpu" else total
 
 
 # --- the registered ops ---------------------------------------------------------------------------------------------
@@ -253,6 +274,10 @@ def _dense_or_none(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return None if tensor is None else _dense(tensor)
 
 
+def _contiguous(counts: torch.Tensor | None) -> torch.Tensor | None:
+    return None if counts is None else counts.contiguous()
+
+
 def _fresh(tensor: torch.Tensor) -> torch.Tensor:
     """A copy as the kernels would write it: an op may answer with neither an argument nor a view of anything."""
     return tensor.clone(memory_format=torch.channels_last)
@@ -263,7 +288,7 @@ def _launch(module: ModuleType, op: str, x: torch.Tensor, **arguments: Any) -> N
     rows, channels, height, width = x.shape
     pointers = (
         "residual", "grad", "out", "out_residual", "weight", "bias", "mean", "var", "invstd", "scale", "shift",
-        "grad_bias", "grad_weight", "grad_bias_mean", "grad_weight_mean",
+        "grad_bias", "grad_weight", "grad_bias_mean", "grad_weight_mean", "counts",
     )  # fmt: skip
     given: dict[str, Any] = {"groups": 1, "relu": False, "eps": 1.0, **dict.fromkeys(pointers), **arguments}
     launch(
@@ -287,18 +312,19 @@ def _forward(
     groups: int,
     eps: float,
     relu: bool,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     module = _kernel(x)
     if module is None or x.device.type == "cuda":
-        mean, var = _statistics(x, groups)
+        mean, var = _statistics(x, groups, counts)
         invstd, scale, shift = reference.coefficients(mean, var, weight, bias, eps)
         return _apply(x, residual, scale, shift, relu), mean, var, invstd, scale, shift
-    y, mean, var, invstd, scale, shift = _forward_fake(x, residual, weight, bias, groups, eps, relu)
+    y, mean, var, invstd, scale, shift = _forward_fake(x, residual, weight, bias, groups, eps, relu, counts)
     dense = _dense(x)
     _launch(
         module, "batchnorm", dense, residual=_dense_or_none(residual), out=y, weight=weight.contiguous(),
         bias=bias.contiguous(), mean=mean, var=var, invstd=invstd, scale=scale, shift=shift, groups=groups, eps=eps,
-        relu=relu, phases=_SUM | _WRITE,
+        relu=relu, counts=_contiguous(counts), phases=_SUM | _WRITE,
     )  # fmt: skip
     return y, mean, var, invstd, scale, shift
 
@@ -311,23 +337,28 @@ def _forward_fake(
     groups: int,
     eps: float,
     relu: bool,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     return (_like(x), *_vectors(x, groups, 5))
 
 
-def _statistics(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(x: torch.Tensor, groups: int, counts: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     module, dense = _kernel(x), _dense(x)
-    if module is None:
-        return reference.statistics(x, groups)
+    if module is None or (x.device.type == "cuda" and counts is not None):
+        return reference.statistics(x, groups, counts)
     if x.device.type == "cuda":
         found: tuple[torch.Tensor, torch.Tensor] = module.statistics(dense, groups)
         return found
-    mean, var = _statistics_fake(x, groups)
-    _launch(module, "batchnorm", dense, mean=mean, var=var, groups=groups, phases=_SUM)
+    mean, var = _statistics_fake(x, groups, counts)
+    _launch(
+        module, "batchnorm", dense, mean=mean, var=var, groups=groups, counts=_contiguous(counts), phases=_SUM
+    )  # fmt: skip
     return mean, var
 
 
-def _statistics_fake(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics_fake(
+    x: torch.Tensor, groups: int, counts: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     mean, var = _vectors(x, groups, 2)
     return mean, var
 
@@ -365,20 +396,23 @@ def _backward(
     shift: torch.Tensor,
     relu: bool,
     want_residual: bool,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     module = _kernel(x)
     if module is None or x.device.type == "cuda":
         dbias, dweight = _reduce(grad, x, residual, mean, invstd, scale, shift, relu)
-        count = max(x.shape[0] // len(mean) * x.shape[2] * x.shape[3], 1)
+        count = max(_cells_of(x, len(mean), counts), 1)
         dx, dresidual = _grad(
-            grad, x, residual, mean, invstd, scale, shift, dbias / count, dweight / count, relu, want_residual
+            grad, x, residual, mean, invstd, scale, shift, dbias / count, dweight / count, relu, want_residual, counts
         )
         return dx, dresidual, dbias, dweight
-    dx, dresidual, dbias, dweight = _backward_fake(grad, x, residual, mean, invstd, scale, shift, relu, want_residual)
+    dx, dresidual, dbias, dweight = _backward_fake(
+        grad, x, residual, mean, invstd, scale, shift, relu, want_residual, counts
+    )
     _launch_backward(
         module, grad, x, residual, relu, out=dx, out_residual=dresidual if want_residual else None, mean=mean,
         invstd=invstd, scale=scale, shift=shift, grad_bias=dbias, grad_weight=dweight, groups=len(mean),
-        phases=_SUM | _WRITE,
+        counts=_contiguous(counts), phases=_SUM | _WRITE,
     )  # fmt: skip
     return dx, dresidual, dbias, dweight
 
@@ -393,6 +427,7 @@ def _backward_fake(
     shift: torch.Tensor,
     relu: bool,
     want_residual: bool,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     dbias, dweight = _vectors(x, len(mean), 2)
     return _like(x), _like(x) if want_residual else x.new_empty(0), dbias, dweight
@@ -464,10 +499,13 @@ def _grad(
     dweight_mean: torch.Tensor,
     relu: bool,
     want_residual: bool,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     module = _kernel(x)
-    if module is None:
-        dx, dresidual = reference.grad(grad, x, residual, scale, shift, mean, invstd, dbias_mean, dweight_mean, relu)
+    if module is None or (x.device.type == "cuda" and counts is not None):
+        dx, dresidual = reference.grad(
+            grad, x, residual, scale, shift, mean, invstd, dbias_mean, dweight_mean, relu, counts
+        )
         return _fresh(dx), _fresh(dresidual) if want_residual else x.new_empty(0)
     if x.device.type == "cuda":
         dx, other = module.grad(
@@ -476,12 +514,12 @@ def _grad(
         )  # fmt: skip
         return dx, x.new_empty(0) if other is None else other
     dx, dresidual = _grad_fake(
-        grad, x, residual, mean, invstd, scale, shift, dbias_mean, dweight_mean, relu, want_residual
+        grad, x, residual, mean, invstd, scale, shift, dbias_mean, dweight_mean, relu, want_residual, counts
     )
     _launch_backward(
         module, grad, x, residual, relu, out=dx, out_residual=dresidual if want_residual else None, mean=mean,
         invstd=invstd, scale=scale, shift=shift, grad_bias_mean=dbias_mean, grad_weight_mean=dweight_mean,
-        groups=len(mean), phases=_WRITE,
+        groups=len(mean), counts=_contiguous(counts), phases=_WRITE,
     )  # fmt: skip
     return dx, dresidual
 
@@ -498,26 +536,28 @@ def _grad_fake(
     dweight_mean: torch.Tensor,
     relu: bool,
     want_residual: bool,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return _like(x), _like(x) if want_residual else x.new_empty(0)
 
 
 _forward_op = register(
-    "batchnorm(Tensor x, Tensor? residual, Tensor weight, Tensor bias, int groups, float eps, bool relu)"
+    "batchnorm(Tensor x, Tensor? residual, Tensor weight, Tensor bias, int groups, float eps, bool relu,"
+    " Tensor? counts=None)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
 _statistics_op = register(
-    "batchnorm_statistics(Tensor x, int groups) -> (Tensor, Tensor)", _statistics, _statistics_fake
+    "batchnorm_statistics(Tensor x, int groups, Tensor? counts=None) -> (Tensor, Tensor)", _statistics, _statistics_fake
 )
 _apply_op = register(
     "batchnorm_apply(Tensor x, Tensor? residual, Tensor scale, Tensor shift, bool relu) -> Tensor", _apply, _apply_fake
 )
 _COEFFICIENTS = "Tensor mean, Tensor invstd, Tensor scale, Tensor shift"
 _backward_op = register(
-    f"batchnorm_backward(Tensor grad, Tensor x, Tensor? residual, {_COEFFICIENTS}, bool relu, bool want_residual)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    f"batchnorm_backward(Tensor grad, Tensor x, Tensor? residual, {_COEFFICIENTS}, bool relu, bool want_residual,"
+    " Tensor? counts=None) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -528,7 +568,7 @@ _reduce_op = register(
 )
 _grad_op = register(
     f"batchnorm_grad(Tensor grad, Tensor x, Tensor? residual, {_COEFFICIENTS}, Tensor dbias_mean, Tensor dweight_mean,"
-    " bool relu, bool want_residual) -> (Tensor, Tensor)",
+    " bool relu, bool want_residual, Tensor? counts=None) -> (Tensor, Tensor)",
     _grad,
     _grad_fake,
 )

@@ -12,6 +12,11 @@ and backwards, with dz = dy where not z <= 0, xhat = (x - mean) * invstd:
     dbias = sum(dz), dweight = sum(dz * xhat)
     dx = scale * (dz - dbias / M - xhat * dweight / M), dresidual = dz
 
+A cell may stand for n equal ones (``counts``): it then counts n times in M and the sums over x; its dy and dx are the
+sums of those of all n, so that dbias and dweight are as above, and
+
+    dx = scale * (dz - n * (dbias / M + xhat * dweight / M))
+
 Computed in float32, in float64 for float64 features.
 """
 
@@ -20,14 +25,19 @@ from __future__ import annotations
 import torch
 
 
-def statistics(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [B, C, h, w], B a multiple of ``groups`` -> mean and biased variance, [G, C]; zeros for B = 0."""
+def statistics(x: torch.Tensor, groups: int, counts: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [B, C, h, w], B a multiple of ``groups``, counts [B, h, w] -> mean, biased variance [G, C]; zeros for B = 0."""
     parts = grouped(x.to(wide(x)), groups)
     if parts.shape[0] == 0:
         nothing = parts.new_zeros((groups, x.shape[1]))
         return nothing, nothing.clone()
-    mean = parts.mean((0, 3, 4))
-    return mean, (parts - mean[None, :, :, None, None]).square().mean((0, 3, 4))
+    if counts is None:
+        mean = parts.mean((0, 3, 4))
+        return mean, (parts - _cells(mean)).square().mean((0, 3, 4))
+    weights = grouped(counts[:, None].to(parts.dtype), groups)
+    weights = weights / weights.sum((0, 3, 4), keepdim=True)
+    mean = (parts * weights).sum((0, 3, 4))
+    return mean, ((parts - _cells(mean)).square() * weights).sum((0, 3, 4))
 
 
 def coefficients(
@@ -74,12 +84,16 @@ def grad(
     dbias_mean: torch.Tensor,
     dweight_mean: torch.Tensor,
     relu: bool,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dx and dresidual, like x; ``dbias_mean`` and ``dweight_mean`` are dbias / M and dweight / M, [G, C]."""
     passed = _passed(grad, x, residual, scale, shift, relu)
     dz, groups = grouped(passed, len(scale)), len(scale)
     xhat = (grouped(x.to(dz.dtype), groups) - _cells(mean)) * _cells(invstd)
-    dx = _cells(scale) * (dz - _cells(dbias_mean) - xhat * _cells(dweight_mean))
+    rest = _cells(dbias_mean) + xhat * _cells(dweight_mean)
+    if counts is not None:
+        rest = rest * grouped(counts[:, None].to(dz.dtype), groups)
+    dx = _cells(scale) * (dz - rest)
     return dx.flatten(0, 1).to(x.dtype), passed.to(x.dtype)
 
 

@@ -188,19 +188,51 @@ def test_statistics_of_all_ranks() -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     tensors = given((4, 66, 3, 2), dtype)
     x, residual, grad, weight, bias = (tensors[name] for name in ("x", "residual", "grad", "weight", "bias"))
-    y, mean, _, invstd, scale, shift = torch.ops.mgran_fast.batchnorm(x, residual, weight, bias, 2, 1e-5, True)
+    y, mean, _, invstd, scale, shift = torch.ops.mgran_fast.batchnorm(x, residual, weight, bias, 2, 1e-5, True, None)
     assert y.shape == x.shape
     found = (mean, invstd, scale, shift)
-    calls = {
-        "batchnorm": (x, None, weight, bias, 2, 1e-5, False),
-        "batchnorm_statistics": (x, 2),
-        "batchnorm_apply": (x, residual, scale, shift, True),
-        "batchnorm_backward": (grad, x, residual, *found, True, True),
-        "batchnorm_reduce": (grad, x, None, *found, True),
-        "batchnorm_grad": (grad, x, residual, *found, mean, mean, True, False),
-    }
-    for name, arguments in calls.items():
+    counts = torch.arange(1, 25, dtype=weight.dtype).view(4, 3, 2)
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("batchnorm", (x, None, weight, bias, 2, 1e-5, False, None)),
+        ("batchnorm", (x, residual, weight, bias, 2, 1e-5, True, counts)),
+        ("batchnorm_statistics", (x, 2, counts)),
+        ("batchnorm_apply", (x, residual, scale, shift, True)),
+        ("batchnorm_backward", (grad, x, residual, *found, True, True, counts)),
+        ("batchnorm_reduce", (grad, x, None, *found, True)),
+        ("batchnorm_grad", (grad, x, residual, *found, mean, mean, True, False, counts)),
+    ]
+    for name, arguments in calls:
         torch.library.opcheck(getattr(torch.ops.mgran_fast, name), arguments)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(("residual", "relu"), [(False, False), (True, True)])
+@pytest.mark.parametrize("ranks", [False, True])
+def test_a_cell_that_counts_n_times_is_n_cells(dtype: torch.dtype, residual: bool, relu: bool, ranks: bool) -> None:
+    # 70 channels: strips, whole vectors and a rest; 700 cells: several pieces.
+    tensors = given((1, 70, 700, 1), dtype)
+    generator = torch.Generator().manual_seed(5)
+    counts = torch.randint(1, 5, (700,), generator=generator)
+    each = torch.repeat_interleave(torch.arange(700), counts)
+    many = {name: value[:, :, each] if value.ndim == 4 else value for name, value in tensors.items()}
+    more: dict[str, Any] = {"all_sum": lambda tensor: tensor} if ranks else {}
+    wide = torch.promote_types(dtype, torch.float32)
+    got = run(tensors, residual, relu, 1, counts=counts.to(wide)[None, :, None], **more)
+    # The gradient of the result is that of all n together.
+    many["grad"] = many["grad"].double() / counts[each][:, None]
+    want = torchs(many, residual, relu, 1)
+
+    def summed(value: torch.Tensor) -> torch.Tensor:
+        zeros = torch.zeros((1, 70, 700, 1), dtype=torch.float64)
+        return zeros.index_add(2, each, value)
+
+    first = torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0)[:-1]))
+    want[0] = want[0][:, :, first]
+    for i, value in enumerate(want[1:], 1):
+        want[i] = summed(value) if value.ndim == 4 else value
+    for one, other in zip(got, want, strict=True):
+        error = (one.double() - other).abs().max()
+        assert error <= TOLERANCES[dtype] * other.abs().max().clamp(min=1), float(error)
 
 
 def test_the_two_phases_apart_are_the_two_together() -> None:
@@ -208,7 +240,7 @@ def test_the_two_phases_apart_are_the_two_together() -> None:
     x, residual, grad = tensors["x"], tensors["residual"], tensors["grad"]
     whole = module.forward(x, tensors["weight"], tensors["bias"], residual, 1, 1e-5, True)
     assert torch.equal(module.apply(x, residual, whole.scale, whole.shift, True), whole.y)
-    mean, var = torch.ops.mgran_fast.batchnorm_statistics(x, 1)
+    mean, var = torch.ops.mgran_fast.batchnorm_statistics(x, 1, None)
     assert torch.equal(mean, whole.mean)
     assert torch.equal(var, whole.var)
     found = (whole.mean, whole.invstd, whole.scale, whole.shift)
@@ -222,6 +254,8 @@ def test_the_two_phases_apart_are_the_two_together() -> None:
     ("change", "error", "words"),
     [
         ({"x": torch.zeros(4, 3, 2)}, ValueError, "x must have the shape"),
+        ({"counts": torch.ones(4, 2)}, ValueError, "counts must have the shape"),
+        ({"counts": torch.ones(4, 2, 2, dtype=torch.int64)}, TypeError, "counts must be"),
         ({"x": torch.zeros(4, 3, 2, 2, dtype=torch.int64)}, TypeError, "x must be"),
         ({"x": torch.zeros(4, 3, 0, 2)}, ValueError, "no cells"),
         ({"weight": torch.zeros(2)}, ValueError, "weight must have the shape"),
