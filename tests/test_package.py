@@ -134,10 +134,11 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": MODEL | {"data"},
     "train": MIDDLE,
     "diagnosis": OPS,
+    "reproduce": MIDDLE | {"diagnosis", ""},
     # The top may use everything below; only a command line knows about other commands.
     "report": MIDDLE | {"diagnosis", ""},
     "integrations": MIDDLE | {"diagnosis", ""},
-    "cli": MIDDLE | {"diagnosis", "report", "integrations", ""},
+    "cli": MIDDLE | {"diagnosis", "reproduce", "report", "integrations", ""},
     "__main__": {"cli"},
     # The package itself only names what it loads on demand.
     "": {*MIDDLE, "diagnosis"},

@@ -35,6 +35,7 @@ def main(site: str, cuda: str) -> None:
         "kernels/pooling.json",
         "kernels/pointwise.json",
         "mra/regionnet.safetensors",
+        "reproduce/configs/market1501.yaml",
     ):
         assert (home / name).is_file(), f"the wheel lacks {name}"
     map_ = ops.regions(torch.ones(1, 8, 4), torch.zeros(1, 17, 3), (24, 12))
