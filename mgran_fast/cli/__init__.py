@@ -50,9 +50,35 @@ def _common(
 
 
 # They register themselves with the app.
-from mgran_fast.cli import cost, datasets, demo, doctor, evaluate, export, masks, train, train_mra  # noqa: E402
+from mgran_fast.cli import (  # noqa: E402
+    ablate,
+    cost,
+    datasets,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    masks,
+    reproduce,
+    train,
+    train_mra,
+)
 
-__all__ = ["app", "cost", "datasets", "demo", "doctor", "evaluate", "export", "main", "masks", "train", "train_mra"]
+__all__ = [
+    "ablate",
+    "app",
+    "cost",
+    "datasets",
+    "demo",
+    "doctor",
+    "evaluate",
+    "export",
+    "main",
+    "masks",
+    "reproduce",
+    "train",
+    "train_mra",
+]
 
 
 def main() -> None:

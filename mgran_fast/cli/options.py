@@ -26,3 +26,8 @@ Counts = Annotated[
         " numbers.",
     ),
 ]
+# Where a run trains; cli.train.machines_of takes the four.
+Devices = Annotated[str, typer.Option(help="Processes on each machine: a number, or auto.", rich_help_panel="Machines")]
+Nodes = Annotated[int, typer.Option(help="Machines.", rich_help_panel="Machines")]
+Strategy = Annotated[str, typer.Option(help="auto, ddp or fsdp.", rich_help_panel="Machines")]
+Accelerator = Annotated[str, typer.Option(help="auto, gpu or cpu.", rich_help_panel="Machines")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mgran_fast.cli import WORKERS, app
-from mgran_fast.cli.options import Counts, Dataset, Split, Variant
+from mgran_fast.cli.options import Accelerator, Counts, Dataset, Devices, Nodes, Split, Strategy, Variant
 from mgran_fast.errors import DataError, MGRANError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ _batch = partial(typer.Option, rich_help_panel="Batches")
 _loss = partial(typer.Option, rich_help_panel="Losses")
 _optim = partial(typer.Option, rich_help_panel="Optimizer")
 _run = partial(typer.Option, rich_help_panel="Run")
-_where = partial(typer.Option, rich_help_panel="Machines")
 
 #: Packages of the extra train, by the names that they are imported by.
 EXTRA = ("pytorch_lightning", "pytorch_metric_learning", "yaml")
@@ -112,10 +112,10 @@ def train(
     ] = None,
     seed: Annotated[int | None, _run(help="Of everything random. Default: 0.")] = None,
     resume: Annotated[bool, _run("--resume", help="Go on with the run in OUTPUT.")] = False,
-    devices: Annotated[str, _where(help="Processes on each machine: a number, or auto.")] = "auto",
-    nodes: Annotated[int, _where(help="Machines.")] = 1,
-    strategy: Annotated[str, _where(help="auto, ddp or fsdp.")] = "auto",
-    accelerator: Annotated[str, _where(help="auto, gpu or cpu.")] = "auto",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+    strategy: Strategy = "auto",
+    accelerator: Accelerator = "auto",
     blur_faces: Annotated[bool, typer.Option("--blur-faces", help="Hide the heads in the report.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -142,7 +142,7 @@ def train(
         return
     if data is None:
         ctx.fail("Missing option '--data'.")
-    machines = _machines(devices, nodes, strategy, accelerator)
+    machines = machines_of(devices, nodes, strategy, accelerator)
     found = common.open_data(data, dataset, variant, split, counts)
     common.tell_notes(found)
     wanted = not get(settings.layout).whole
@@ -150,7 +150,7 @@ def train(
     if files is None and wanted:
         # Before the estimator looks at everything, which may take long.
         check(found, settings, output, resume=resume, machines=machines)
-        files = _own_cache(found, settings, output / "regions", machines)
+        files = own_cache(found, settings, output / "regions", machines)
     outcome = job.train_and_evaluate(
         found,
         files,
@@ -184,15 +184,24 @@ def _given(ctx: typer.Context, texts: list[str]) -> dict[str, Any]:
             given[name] = common.parse_channels(f"--{name}", given[name])
     if "milestones" in given:
         given.update(TrainConfig.parse(f"milestones=[{given['milestones']}]"))
+    return overrides(texts, given)
+
+
+def overrides(texts: Iterable[str], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings of --set, and those that are ``given`` already. Raises DataError for one that is given twice."""
+    from mgran_fast.train.config import TrainConfig
+
+    found = dict(given or {})
     for text in texts:
         for name, value in TrainConfig.parse(text).items():
-            if name in given:
+            if name in found:
                 raise DataError(f"--set {text}: {name} is given twice")
-            given[name] = value
-    return given
+            found[name] = value
+    return found
 
 
-def _machines(devices: str, nodes: int, strategy: str, accelerator: str) -> Machines:
+def machines_of(devices: str, nodes: int, strategy: str, accelerator: str) -> Machines:
+    """Where the options say that a run trains. Raises DataError."""
     from mgran_fast.train.machines import Machines
 
     try:
@@ -201,7 +210,7 @@ def _machines(devices: str, nodes: int, strategy: str, accelerator: str) -> Mach
         raise DataError(f"--{error}") from None
 
 
-def _own_cache(dataset: DataSet, settings: TrainConfig, folder: Path, machines: Machines) -> RegionCache:
+def own_cache(dataset: DataSet, settings: TrainConfig, folder: Path, machines: Machines) -> RegionCache:
     """Region maps by RegionNet, in the run's own folder: computed once, and there for --resume."""
     from mgran_fast.cli import common
     from mgran_fast.cli.masks import compute, market_parts
