@@ -148,28 +148,34 @@ def bar(text: str) -> Iterator[Step | None]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def figures(evaluation: Evaluation) -> dict[str, float]:
-    """Rank-1/5/10, mAP and mINP as fractions."""
-    ranking = evaluation.ranking
-    return {
-        **{f"rank{k}": ranking.at(k) for k in (1, 5, 10)},
-        "map": ranking.map,
-        "minp": ranking.minp,
-    }
+def figures(evaluation: Evaluation) -> dict[str, float | None]:
+    """ "rank1", "rank5", "rank10", "map" and "minp" as fractions; None where the protocol has no such figure."""
+    return {"map": None, "minp": None, **evaluation.figures()}
+
+
+def brief(evaluation: Evaluation) -> str:
+    """Rank-1, and mAP where the protocol has it, for a line of text."""
+    found = evaluation.figures()
+    names = (("rank1", "Rank-1"), ("map", "mAP"))
+    return ", ".join(f"{text} {100 * found[name]:.1f} %" for name, text in names if name in found)
 
 
 def tell(results: Mapping[str, Evaluation], title: str) -> None:
-    """A table of results, and what was odd about the pictures."""
+    """A table of results, by which rule they are, and what was odd about the pictures."""
+    last = list(results.values())[-1]
+    names = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "map": "mAP"}
+    shown = [name for name in names if name in last.figures()]
     table = Table(title=Text(title), title_justify="left")
     table.add_column("")
-    for name in ("Rank-1", "Rank-5", "Rank-10", "mAP"):
-        table.add_column(name, justify="right")
+    for column in shown:
+        table.add_column(names[column], justify="right")
     for name, evaluation in results.items():
-        found = figures(evaluation)
-        table.add_row(name, *(f"{100 * found[key]:.1f} %" for key in ("rank1", "rank5", "rank10", "map")))
+        found = evaluation.figures()
+        table.add_row(name, *(f"{100 * found[column]:.1f} %" for column in shown))
     console.print(table)
-    last = list(results.values())[-1]
-    odd = {name: count for name, count in last.counts.items() if count and name not in ("queries", "gallery")}
+    console.print(f"rule: {last.rule}")
+    usual = ("queries", "pictures of queries", "gallery")
+    odd = {name: count for name, count in last.counts.items() if count and name not in usual}
     for name, count in odd.items():
         console.print(f"{name}: {count}", style="yellow")
 
@@ -194,14 +200,14 @@ def write_report(
 
     evaluation = list(results.values())[-1]
     pictures = collect.Pictures(model, masks)
-    lines = [*problems, *evaluation.query.problems.lines(), *evaluation.gallery.problems.lines()]
+    lines = [*problems, *evaluation.problems()]
     return report.write(
         path,
         report.Report(
             title=title,
             dataset=f"{dataset.name}: {len(dataset.train)} training pictures of {len(dataset.people())} people,"
             f" {len(dataset.query)} queries, {len(dataset.gallery)} gallery pictures",
-            protocol=collect.PROTOCOL,
+            protocol=evaluation.rule,
             scores=[collect.scores(name, one) for name, one in results.items()],
             history=history,
             crops=collect.crop_views(pictures, dataset.query, 8),

@@ -12,10 +12,10 @@ from typing import Any
 
 import typer
 
-from mgran_fast.cli import common
+from mgran_fast.cli import common, endings
 from mgran_fast.data import DataSet, Masks
 from mgran_fast.errors import MGRANError
-from mgran_fast.metrics.evaluation import evaluate
+from mgran_fast.metrics.evaluation import Evaluation, evaluate
 from mgran_fast.train import logs
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.machines import Machines, is_first
@@ -65,11 +65,12 @@ def train_and_evaluate(
     if is_first():
         with common.bar("untrained") as step:
             results["untrained" if weights is None else "before training"] = evaluate(
-                model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step
-            )
+                model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step,
+                protocol=dataset.protocol,
+            )  # fmt: skip
         seconds["evaluate before"] = time.perf_counter() - start
-        first = next(iter(results.values())).ranking
-        common.console.print(f"before training: Rank-1 {100 * first.at(1):.1f} %, mAP {100 * first.map:.1f} %")
+        first = next(iter(results.values()))
+        common.console.print(f"before training: {common.brief(first)}")
 
     try:
         trained = train(
@@ -80,7 +81,7 @@ def train_and_evaluate(
             model=model,
             resume=resume,
             progress=common.console.is_terminal,
-            on_epoch=lambda line: common.console.print(_epoch(line, config.epochs)),
+            on_epoch=lambda line: endings.epoch(line, config.epochs),
             machines=machines,
         )
     except FloatingPointError as error:
@@ -94,12 +95,13 @@ def train_and_evaluate(
     start = time.perf_counter()
     with common.bar("evaluate") as step:
         results["trained"] = evaluate(
-            trained.model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step
-        )
+            trained.model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step,
+            protocol=dataset.protocol,
+        )  # fmt: skip
     seconds["evaluate after"] = time.perf_counter() - start
-    final = results["trained"].ranking
-    trained.history[-1].update(rank1=final.at(1), map=final.map)
-    logs.amend(output, {"rank1": final.at(1), "map": final.map})
+    final = _line(results["trained"])
+    trained.history[-1].update(final)
+    logs.amend(output, final)
     path = common.write_report(
         output / "report.html",
         title=title,
@@ -107,7 +109,7 @@ def train_and_evaluate(
         dataset=dataset,
         masks=masks,
         results=results,
-        history=[{"epoch": 0.0, "rank1": first.at(1), "map": first.map}, *trained.history],
+        history=[{"epoch": 0.0, **_line(first)}, *trained.history],
         problems=trained.problems,
         seconds=seconds,
         counts=trained.counts,
@@ -120,6 +122,7 @@ def train_and_evaluate(
     )
     return {
         **{name: common.figures(one) for name, one in results.items()},
+        **results["trained"].details,
         "counts": {**results["trained"].counts, **trained.counts},
         "epochs": len(trained.history),
         "seconds": seconds,
@@ -128,12 +131,7 @@ def train_and_evaluate(
     }
 
 
-def _epoch(line: dict[str, float], epochs: int) -> str:
-    text = f"epoch {line['epoch']:.0f}/{epochs}: {line['seconds']:.0f} s"
-    if "loss" in line:
-        text += f", loss {line['loss']:.3f}, training accuracy {100 * line['accuracy']:.1f} %"
-    if "waiting" in line:
-        text += f", {line['persons_per_second']:.0f} persons/s, {100 * line['waiting']:.0f} % waiting for data"
-    if "rank1" in line:
-        text += f", Rank-1 {100 * line['rank1']:.1f} %, mAP {100 * line['map']:.1f} %"
-    return text
+def _line(evaluation: Evaluation) -> dict[str, float]:
+    """What a history keeps of an evaluation."""
+    found = evaluation.figures()
+    return {name: found[name] for name in ("rank1", "map") if name in found}

@@ -1,7 +1,8 @@
-"""Evaluating a model: embed query and gallery, rank, count what was odd."""
+"""Evaluating a model: embed query and gallery, rank by a protocol, count what was odd."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,11 @@ from torch.utils.data import DataLoader
 
 from mgran_fast.data import Batch, CropDataset, Masks, Problems, Record, collate
 from mgran_fast.data.cache import PRESENT
+from mgran_fast.data.records import MARKET, SINGLE_GALLERY_SHOT
 from mgran_fast.errors import DataError
+from mgran_fast.metrics import protocols
 from mgran_fast.metrics.ranking import Ranking, Top, rank, top
+from mgran_fast.metrics.shots import ShotRanking, rank_shots
 from mgran_fast.model import MGRAN, Encoding
 
 Progress = Callable[[int, int], None]
@@ -55,25 +59,83 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found."""
+    """What :func:`evaluate` found.
 
-    ranking: Ranking
+    Attributes:
+        ranking: by the protocol; a :class:`ShotRanking` has no mAP, its ``map`` is None.
+        query: the queries; of multiple ones the vectors are the means that were ranked, and a part is visible where
+            one of the pictures shows it.
+        gallery: all of it, whatever the protocol draws.
+        protocol: one of :data:`mgran_fast.metrics.protocols.PROTOCOLS`.
+        ap: the definition of average precision, see :func:`mgran_fast.rank`; of no meaning where there is none.
+        pictures: what the multiple queries were made of; None for single queries.
+        alone: int64, the places in ``query`` of multiple queries that have no picture but their own.
+    """
+
+    ranking: Ranking | ShotRanking
     query: Embedded
     gallery: Embedded
+    protocol: str = MARKET
+    ap: str = "hits"
+    pictures: Embedded | None = None
+    alone: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    @property
+    def queries(self) -> str:
+        """ "single" or "multiple"."""
+        return "single" if self.pictures is None else "multiple"
+
+    @property
+    def embedded(self) -> tuple[Embedded, ...]:
+        """All that was embedded: the queries, their further pictures if there are any, the gallery."""
+        return (self.query, *([] if self.pictures is None else [self.pictures]), self.gallery)
+
+    @property
+    def rule(self) -> str:
+        """What was measured and how, in one line."""
+        draws = self.ranking.draws or None if isinstance(self.ranking, ShotRanking) else None
+        return protocols.describe(self.protocol, self.queries, self.ap, draws)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The same for a program: "protocol", "queries", "ap" (None where the protocol has no mAP), "draws" (None for
+        the exact expectation) and "standard_error" of the drawn ranks, and "rule"."""
+        found: dict[str, Any] = {"protocol": self.protocol, "queries": self.queries, "ap": self.ap}
+        if isinstance(self.ranking, ShotRanking):
+            draws = self.ranking.draws or None
+            found.update(ap=None, draws=draws)
+            if draws is not None and draws > 1:
+                error = self.ranking.error
+                found["standard_error"] = {f"rank{k}": float(error[k - 1]) for k in (1, 5, 10)}
+        return {**found, "rule": self.rule}
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many pictures were embedded and how many of them were odd; those without a person where there are any."""
-        absent = len(self.query.without_person) + len(self.gallery.without_person)
+        """How many pictures were embedded and how many of them were odd; those without a person, and what multiple
+        queries were made of, where there are any."""
+        absent = sum(len(one.without_person) for one in self.embedded)
         return {
             "queries": len(self.query),
+            **({} if self.pictures is None else {"pictures of queries": len(self.pictures)}),
             "gallery": len(self.gallery),
-            "empty masks": self.query.empty_masks + self.gallery.empty_masks,
-            "no keypoints": self.query.no_keypoints + self.gallery.no_keypoints,
-            "unreadable pictures": self.query.problems.count + self.gallery.problems.count,
+            "empty masks": sum(one.empty_masks for one in self.embedded),
+            "no keypoints": sum(one.no_keypoints for one in self.embedded),
+            "unreadable pictures": sum(one.problems.count for one in self.embedded),
             "queries without a match": len(self.ranking.unmatched),
+            **({} if self.pictures is None else {"queries without further pictures": len(self.alone)}),
             **({"crops without a person": absent} if absent else {}),
         }
+
+    def figures(self, ranks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+        """ "rank1" and so on, and "map" and "minp" where the protocol has them, as fractions."""
+        found = {f"rank{k}": self.ranking.at(k) for k in ranks}
+        if isinstance(self.ranking, Ranking):
+            found.update(map=self.ranking.map, minp=self.ranking.minp)
+        return found
+
+    def problems(self) -> list[str]:
+        """One line for each picture that could not be read."""
+        return [line for one in self.embedded for line in one.problems.lines()]
 
     def top(self, k: int = 10) -> Top:
         """The first k gallery pictures of each query; indices count in ``gallery``."""
@@ -185,30 +247,79 @@ def evaluate(
     workers: int = 0,
     progress: Progress | None = None,
     encode: Encode | None = None,
+    protocol: str = MARKET,
+    multi_query: Sequence[Record] | None = None,
+    ap: str = "hits",
+    draws: int | None = None,
+    seed: int = 0,
 ) -> Evaluation:
-    """Rank ``gallery`` for each of ``query`` by the Euclidean distance of embeddings, Market-1501 rule.
+    """Rank ``gallery`` for each of ``query`` by the Euclidean distance of embeddings.
 
-    Raises DataError when no query at all has a match in the gallery.
+    Args:
+        model, masks, batch_size, workers, encode: see :func:`embed`.
+        progress: called with (pictures done, pictures in all).
+        protocol: ``MARKET`` or ``SINGLE_GALLERY_SHOT``, as :class:`mgran_fast.data.DataSet` has it.
+        multi_query: further pictures for multiple queries, see :func:`mgran_fast.metrics.protocols.merge`: those of a
+            query's person and camera take its place. None for single queries.
+        ap: the definition of average precision, see :func:`mgran_fast.rank`.
+        draws, seed: of the single gallery shot, see :func:`mgran_fast.metrics.shots.rank_shots`; ``draws`` None takes
+            the exact expectation.
+
+    Raises:
+        DataError: no query at all has a match in the gallery, or no further picture is of a query.
+        ValueError: an argument is out of its range.
     """
-    total = len(query) + len(gallery)
-    shift = len(query)
-    queries = embed(
-        model, query, masks, batch_size=batch_size, workers=workers, encode=encode,
-        progress=None if progress is None else lambda done, _: progress(done, total),
-    )  # fmt: skip
-    entries = embed(
-        model, gallery, masks, batch_size=batch_size, workers=workers, encode=encode,
-        progress=None if progress is None else lambda done, _: progress(shift + done, total),
-    )  # fmt: skip
-    return Evaluation(rank_embedded(queries, entries), queries, entries)
+    if protocol not in protocols.PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(protocols.PROTOCOLS)}, not {protocol!r}")
+    if ap not in protocols.AP_TEXT:
+        raise ValueError(f"ap must be one of {', '.join(protocols.AP_TEXT)}, not {ap!r}")
+    if draws is not None and (protocol != SINGLE_GALLERY_SHOT or draws < 1):
+        raise ValueError(f"draws must be at least 1, and only {SINGLE_GALLERY_SHOT} draws; not {draws} for {protocol}")
+    if multi_query is not None:
+        asked = {(record.person, record.camera) for record in query}
+        multi_query = [record for record in multi_query if (record.person, record.camera) in asked]
+        if not multi_query:
+            raise DataError("no picture for multiple queries is of a query's person and camera; take single queries")
+    lists = [query, *([] if multi_query is None else [multi_query]), gallery]
+    total, parts, before = sum(map(len, lists)), [], 0
+    for records in lists:
+
+        def step(done: int, _: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        parts.append(embed(model, records, masks, batch_size=batch_size, workers=workers, encode=encode, progress=step))
+        before += len(records)
+    queries, entries = parts[0], parts[-1]
+    pictures, alone = None, torch.zeros(0, dtype=torch.int64)
+    if multi_query is not None:
+        pictures = parts[1]
+        queries, alone = merge_embedded(queries, pictures)
+    ranking: Ranking | ShotRanking
+    if protocol == SINGLE_GALLERY_SHOT:
+        try:
+            ranking = rank_shots(queries.vectors, entries.vectors, **_labels(queries, entries), draws=draws, seed=seed)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+    else:
+        ranking = rank_embedded(queries, entries, ap=ap)
+    return Evaluation(ranking, queries, entries, protocol, ap, pictures, alone)
 
 
-def rank_embedded(query: Embedded, gallery: Embedded) -> Ranking:
+def rank_embedded(query: Embedded, gallery: Embedded, *, ap: str = "hits") -> Ranking:
     """:func:`mgran_fast.rank` of embedded pictures; DataError when no query has a match."""
     try:
-        return rank(query.vectors, gallery.vectors, **_labels(query, gallery))
+        return rank(query.vectors, gallery.vectors, **_labels(query, gallery), ap=ap)
     except ValueError as error:
         raise DataError(str(error)) from None
+
+
+def merge_embedded(query: Embedded, pictures: Embedded) -> tuple[Embedded, torch.Tensor]:
+    """``query`` as multiple queries of ``pictures``, and the places of those that have none, int64."""
+    keys, others = (torch.stack([one.persons, one.cameras], dim=1) for one in (query, pictures))
+    vectors, counts = protocols.merge(query.vectors, keys, pictures.vectors, others)
+    shown, _ = protocols.merge(query.visible.float(), keys, pictures.visible.float(), others)
+    return dataclasses.replace(query, vectors=vectors, visible=shown > 0), (counts == 0).nonzero()[:, 0]
 
 
 def _labels(query: Embedded, gallery: Embedded) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def rank(
         raise ValueError(f"max_rank must be at least 1, not {max_rank}")
     embeddings = (query, gallery, query_visibility, gallery_visibility)
     labels = (query_ids, gallery_ids, query_cameras, gallery_cameras)
-    problem = _Problem.of(embeddings, distances, labels, metric)
+    problem = Problem.of(embeddings, distances, labels, metric)
     parts = []
     for distance, right, junk in problem.chunks(chunk):
         ranks, counts = _hit_ranks(distance, right, junk)
@@ -177,7 +177,7 @@ def top(
         raise ValueError(f"k must be at least 1, not {k}")
     embeddings = (query, gallery, query_visibility, gallery_visibility)
     labels = (query_ids, gallery_ids, query_cameras, gallery_cameras)
-    problem = _Problem.of(embeddings, distances, labels, metric)
+    problem = Problem.of(embeddings, distances, labels, metric)
     q, g = problem.shape
     index, distance, right = np.full((q, k), -1), np.full((q, k), np.inf), np.zeros((q, k), dtype=bool)
     start = 0
@@ -187,7 +187,7 @@ def top(
         # is then sorted by distance and index.
         chunk_distance.masked_fill_(junk, torch.inf)
         last = chunk_distance.topk(min(k, g), dim=1, largest=False).values[:, -1:]
-        values, columns, counts = _sorted_where((chunk_distance <= last) & ~junk, chunk_distance)
+        values, columns, counts = sorted_where((chunk_distance <= last) & ~junk, chunk_distance)
         width = min(k, values.shape[1])
         values, columns = values[:, :width], columns[:, :width]
         held = (torch.arange(width, device=counts.device) < counts[:, None]).cpu().numpy()
@@ -199,7 +199,7 @@ def top(
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """Checked inputs. Identities and cameras are int64 tensors on the CPU."""
 
     rows: Rows
@@ -216,7 +216,7 @@ class _Problem:
         distances: Numbers | None,
         labels: tuple[Numbers, Numbers, Numbers | None, Numbers | None],
         metric: str,
-    ) -> _Problem:
+    ) -> Problem:
         query, gallery, query_visibility, gallery_visibility = embeddings
         query_ids, gallery_ids, query_cameras, gallery_cameras = labels
         if distances is not None:
@@ -317,7 +317,7 @@ def _labels(values: Numbers, name: str, length: int) -> torch.Tensor:
     return labels.to("cpu", torch.int64)
 
 
-def _sorted_where(mask: torch.Tensor, distance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def sorted_where(mask: torch.Tensor, distance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The entries of each row where ``mask`` [n, G] holds, sorted by distance, then by column.
 
     Returns distances [n, m], padded with infinity, columns int64 [n, m], padded with 0, and counts int64 [n];
@@ -342,7 +342,7 @@ def _hit_ranks(distance: torch.Tensor, right: torch.Tensor, junk: torch.Tensor) 
     Sorting the distances alone is far cheaper than an argsort: a match has as many entries before it as distances
     are smaller. Only rows where something else lies at the distance of a match need the order of the entries too.
     """
-    values, columns, counts = _sorted_where(right, distance)
+    values, columns, counts = sorted_where(right, distance)
     held = torch.arange(values.shape[1], device=values.device) < counts[:, None]
     ordered = _sort(distance.masked_fill(junk, torch.inf))
     before = torch.searchsorted(ordered, values)

@@ -20,11 +20,6 @@ from mgran_fast.ops import backend
 from mgran_fast.report.page import RankedList, Scores
 from mgran_fast.report.pictures import CropView, Match, Query
 
-PROTOCOL = (
-    "Market-1501 single query: each query ranks the whole gallery, less the pictures of the same person by the same"
-    " camera; Euclidean distance; AP is the mean precision at hits"
-)
-
 
 def scores(name: str, evaluation: Evaluation) -> Scores:
     """The figures of one evaluation."""

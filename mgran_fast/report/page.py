@@ -52,12 +52,13 @@ class RankedList:
 class Scores:
     """Accuracy at one point of the run: ``rank`` such as {1: 0.8, 5: 0.9}, ``map`` and ``cmc`` are fractions.
 
-    ``cmc[k - 1]`` is the share of queries with a right match among the first k.
+    ``cmc[k - 1]`` is the share of queries with a right match among the first k; ``map`` is None where the protocol has
+    no mAP.
     """
 
     name: str
     rank: Mapping[int, float]
-    map: float
+    map: float | None
     cmc: Sequence[float]
 
 
@@ -362,8 +363,10 @@ def _headline(report: Report) -> list[tuple[str, float | None, float | None]]:
     if not report.scores:
         return []
     first, last = report.scores[0], report.scores[-1]
-    ranks = [(f"Rank-{rank}", last.rank[rank], first.rank.get(rank)) for rank in sorted(last.rank)]
-    return [*ranks, ("mAP", last.map, first.map)]
+    headline: list[tuple[str, float | None, float | None]] = [
+        (f"Rank-{rank}", last.rank[rank], first.rank.get(rank)) for rank in sorted(last.rank)
+    ]
+    return headline if last.map is None else [*headline, ("mAP", last.map, first.map)]
 
 
 def _cell(key: str, value: float | None) -> str:

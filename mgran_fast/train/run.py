@@ -40,7 +40,8 @@ class TrainResult:
     Attributes:
         model: in eval mode, on the CPU, with the weights of the last epoch.
         checkpoint: where they lie.
-        history: one mapping an epoch: epoch, loss, accuracy, seconds, and rank1 and map where it was evaluated.
+        history: one mapping an epoch: epoch, loss, accuracy, seconds, and where it was evaluated rank1, and map if the
+            data set's protocol has it.
         problems: pictures that could not be read, one line each.
         seconds: the time that training took, evaluations left out.
         counts: of the first epoch: "training pictures without a mask" (or with an empty one) and "training pictures
@@ -166,8 +167,10 @@ def train(
     begin(output, config, digest(dataset), module, resume=resume)
 
     def measure(now: TrainingModule) -> dict[str, float]:
-        ranking = evaluate(now.model, dataset.query, dataset.gallery, masks, workers=config.workers).ranking
-        return {"rank1": ranking.at(1), "map": ranking.map}
+        found = evaluate(
+            now.model, dataset.query, dataset.gallery, masks, workers=config.workers, protocol=dataset.protocol
+        ).figures()
+        return {name: found[name] for name in ("rank1", "map") if name in found}
 
     # No process has a whole model to measure where the weights are shared out.
     wanted = measure if dataset.query and not sharded else None
