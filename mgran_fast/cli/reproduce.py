@@ -98,6 +98,7 @@ def reproduce(
     if result is None:
         raise typer.Exit
     _tell(result)
+    common.console.print(f"measured: {result.details['rule']}")
     common.console.print(f"result: {running.result_file(chosen, output)}")
     if json_:
         common.print_json(result.to_json())

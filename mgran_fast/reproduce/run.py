@@ -12,9 +12,9 @@ from typing import Any
 import mgran_fast
 from mgran_fast import diagnosis, layouts
 from mgran_fast.data import DataSet, Masks, find_masks
-from mgran_fast.data.records import MARKET
 from mgran_fast.data.sets import Counts, open_set
 from mgran_fast.errors import DataError
+from mgran_fast.metrics.protocols import describe
 from mgran_fast.reproduce.rows import Row
 from mgran_fast.reproduce.runs import Bar, Run, Training, changes, prefix, settings_digest
 from mgran_fast.train.config import TrainConfig
@@ -49,8 +49,6 @@ class Source:
             dataset = open_set(
                 row.dataset, self.root, variant=row.variant, split=split, counts=self.counts, progress=step
             )
-        if dataset.protocol != MARKET or row.queries == "multiple":
-            raise DataError(f"{row.name}: only single queries by the Market-1501 rule can be measured yet")
         if row.queries == "multiple" and not dataset.multi_query:
             raise DataError(f"{dataset.root}: no gt_bbox with the pictures of multiple queries, which {row.name} wants")
         return dataset
@@ -183,6 +181,7 @@ def reproduce(
             "variant": row.variant,
             "queries": row.queries,
             "protocol": protocol,
+            "rule": describe(protocol, row.queries),
             "notes": list(notes),
             "changed": changes(row.settings(), config),
             "settings": settings_digest(config),

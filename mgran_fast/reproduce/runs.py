@@ -176,6 +176,8 @@ class Run:
                 masks,
                 workers=self.config.workers,
                 progress=step,
+                protocol=dataset.protocol,
+                multi_query=dataset.multi_query if queries == "multiple" else None,
             )
         found = {f"{prefix(queries)}{name}": value for name, value in _figures(evaluation).items()}
         logs.amend(self.folder, found)
