@@ -56,6 +56,13 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--memory kept: this C library has no mallopt")
 
 
+@pytest.fixture
+def board(request: pytest.FixtureRequest) -> Board:
+    """What was measured so far: for figures besides times."""
+    found: Board = request.config.stash[BOARD]
+    return found
+
+
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()

@@ -302,8 +302,9 @@ MgranBatchnorm batchnorm_args(Address x, Address residual, Address grad, Address
 }
 
 MgranRows rows_args(Address x, Address index, Address starts, Address members, Address base, Address out,
-                    std::int64_t rows, std::int64_t count, std::int64_t channels, std::int32_t dtype) {
-  want(rows >= 0 && count >= 0 && channels >= 0, "sizes must not be negative");
+                    std::int64_t rows, std::int64_t count, std::int64_t channels, std::int64_t pitch,
+                    std::int32_t dtype) {
+  want(rows >= 0 && count >= 0 && channels >= 0 && pitch >= 0, "sizes must not be negative");
   want(rows <= INT32_MAX && count <= INT32_MAX, "there are more rows than an index can tell");
   want(dtype >= MGRAN_FLOAT32 && dtype <= MGRAN_BFLOAT16, "unknown dtype");
   MgranRows args{};
@@ -316,6 +317,7 @@ MgranRows rows_args(Address x, Address index, Address starts, Address members, A
   args.rows = rows;
   args.count = count;
   args.channels = channels;
+  args.pitch = pitch;
   args.dtype = dtype;
   return args;
 }
@@ -371,8 +373,8 @@ constexpr const char* kAlign[] = {
 constexpr const char* kPooling[] = {"features", "map",      "region", "out",      "grad_out", "grad_features", "rows",
                                     "people",   "channels", "size",   "map_size", "dtype",    "mode",          "power"};
 
-constexpr const char* kRows[] = {"x",   "index", "starts", "members",  "base",
-                                 "out", "rows",  "count",  "channels", "dtype"};
+constexpr const char* kRows[] = {"x",    "index", "starts",   "members", "base", "out",
+                                 "rows", "count", "channels", "pitch",   "dtype"};
 constexpr const char* kBatchnorm[] = {
     "x",      "residual", "grad",  "out",      "out_residual", "weight",      "bias",           "mean",
     "var",    "invstd",   "scale", "shift",    "grad_bias",    "grad_weight", "grad_bias_mean", "grad_weight_mean",

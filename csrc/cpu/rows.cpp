@@ -62,11 +62,12 @@ bool within(const std::int32_t* values, std::int64_t count, std::int64_t low, st
 
 extern "C" int mgran_rows_gather_cpu(const MgranRows* given, int threads) {
   const MgranRows& args = *given;
-  if (!known(args)) return MGRAN_UNSUPPORTED;
+  if (!known(args) || args.pitch < 0) return MGRAN_UNSUPPORTED;
   if (!within(args.index, args.count, -1, args.rows)) return MGRAN_UNSUPPORTED;
   const std::int64_t bytes = args.channels * element_size(args);
   if (args.count == 0 || bytes == 0) return MGRAN_OK;
   mgran::prepare_output(args.out, args.count * bytes);
+  const std::int64_t pitch = args.pitch * element_size(args);
   const char* x = static_cast<const char*>(args.x);
   char* out = static_cast<char*>(args.out);
   const std::int64_t step = std::max<std::int64_t>(1, kTaskBytes / bytes), tasks = (args.count + step - 1) / step;
@@ -78,7 +79,7 @@ extern "C" int mgran_rows_gather_cpu(const MgranRows* given, int threads) {
       if (args.index[i] < 0)
         std::memset(out + i * bytes, 0, static_cast<std::size_t>(bytes));
       else
-        std::memcpy(out + i * bytes, x + args.index[i] * bytes, static_cast<std::size_t>(bytes));
+        std::memcpy(out + i * bytes, x + args.index[i] * pitch, static_cast<std::size_t>(bytes));
     }
   }
   return MGRAN_OK;

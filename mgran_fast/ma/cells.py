@@ -17,55 +17,57 @@ import torch.nn.functional as F  # noqa: N812
 
 from mgran_fast.ops import rows
 
+_SHOWN, _DIFFERS = 1, 2
+
 
 @dataclass(frozen=True, eq=False)
 class Sight:
     """What the cells of a layer see: of B images, P inputs of each person, whole person first.
 
     Attributes:
-        shown: float32 [B, 1, h, w]: 1 where a cell sees anything but 0.
-        differs: float32 [B, 1, h, w]: 1 where it sees something else than the same cell of the person's first input.
+        bits: uint8 [B, h, w]: 1 where a cell sees anything but 0, plus 2 where it sees something else than the same
+            cell of the person's first input.
         inputs: P.
     """
 
-    shown: torch.Tensor
-    differs: torch.Tensor
+    bits: torch.Tensor
     inputs: int
 
     @staticmethod
     def of(images: torch.Tensor, inputs: int) -> Sight:
         """images [B, C, H, W], person after person: each pixel sees itself."""
-        first = images.unflatten(0, (-1, inputs))[:, :1]
-        differs = (images.unflatten(0, (-1, inputs)) != first).flatten(0, 1)
-        return Sight(_any(images != 0), _any(differs), inputs)
+        people = images.unflatten(0, (-1, inputs))
+        differs = (people != people[:, :1]).flatten(0, 1)
+        return Sight(_any(images != 0) * _SHOWN + _any(differs) * _DIFFERS, inputs)
 
     def through(self, kernel: int, stride: int = 1, padding: int = 0) -> Sight:
         """What the cells of the next layer see. Zeros around the images are the same for all."""
-        return Sight(
-            _window_max(self.shown, kernel, stride, padding),
-            _window_max(self.differs, kernel, stride, padding),
-            self.inputs,
-        )
+        bits = F.pad(self.bits, (padding,) * 4)
+        # Row by row, then column by column.
+        return Sight(_window_or(_window_or(bits, 2, kernel, stride), 1, kernel, stride), self.inputs)
 
     def cells(self) -> Cells:
         """The distinct cells of this layer."""
-        shown, differs = self.shown[:, 0] > 0, self.differs[:, 0] > 0
-        hidden = ~shown
-        is_first = (torch.arange(len(shown), device=shown.device) % self.inputs == 0)[:, None, None]
-        own = shown & (differs | is_first)
+        hidden = (self.bits & _SHOWN) == 0
+        own = self._own()
         # The first image that shows nothing at a place stands for all others there.
-        stands = own | (hidden & (hidden.cumsum(0) == 1))
-        number = (stands.flatten().cumsum(0) - 1).view_as(shown)
+        stands = own | (hidden & (hidden.cumsum(0, dtype=torch.int32) == 1))
+        number = (stands.flatten().cumsum(0, dtype=torch.int32) - 1).view(self.bits.shape)
         of_first = number.unflatten(0, (-1, self.inputs))[:, :1].expand(-1, self.inputs, -1, -1).flatten(0, 1)
-        empty = number.gather(0, hidden.int().argmax(0, keepdim=True))
+        empty = number.gather(0, hidden.to(torch.uint8).argmax(0, keepdim=True))
         table = torch.where(stands, number, torch.where(hidden, empty, of_first))
-        return Cells(table.int(), stands.flatten().nonzero()[:, 0].int())
+        return Cells(table, stands.flatten().nonzero()[:, 0].int())
 
     @property
     def share(self) -> float:
-        """About which share of the cells is distinct; what no image shows at a place is left out."""
-        is_first = (torch.arange(len(self.shown), device=self.shown.device) % self.inputs == 0)[:, None, None, None]
-        return float((self.shown * (self.differs + is_first)).mean())
+        """About which share of the cells is distinct; those that show nothing are left out."""
+        return float(self._own().float().mean())
+
+    def _own(self) -> torch.Tensor:
+        """bool [B, h, w]: what shows something that the person's first input does not, or is the first input's."""
+        is_first = torch.arange(len(self.bits), device=self.bits.device) % self.inputs == 0
+        wanted = torch.where(is_first, _SHOWN, _SHOWN | _DIFFERS).to(torch.uint8)[:, None, None]
+        return (self.bits & wanted) == wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,21 +95,25 @@ class Cells:
         """From rows to all cells."""
         return Index(self.table.flatten(), len(self))
 
-    @cached_property
-    def collected(self) -> Index:
-        """From all cells to rows."""
-        return Index(self.places, self.table.numel())
-
     def windows(self, before: Cells, kernel: int, stride: int = 1, padding: int = 0) -> Index:
         """What each row reads of the layer before it: kernel * kernel rows of it; -1 outside of the image."""
-        _, height, width = self.table.shape
         table = F.pad(before.table, (padding,) * 4, value=-1)
-        _, high, wide = table.shape
-        image, y, x = self.places // (height * width), self.places // width % height, self.places % width
-        corner = (image * high + y * stride) * wide + x * stride
         steps = torch.arange(kernel, device=table.device, dtype=torch.int32)
-        offsets = (steps[:, None] * wide + steps).flatten()
-        return Index(table.flatten()[(corner[:, None] + offsets).flatten()], len(before))
+        offsets = (steps[:, None] * table.shape[2] + steps).flatten()
+        corners = self._corners(table.shape[1], table.shape[2], stride)
+        return Index(table.flatten()[(corners[:, None] + offsets).flatten()], len(before))
+
+    def pixel_windows(self, height: int, width: int, kernel: int, stride: int) -> Index:
+        """What each row reads of images [height, width], border included: the first pixel of each row of the kernel."""
+        steps = torch.arange(kernel, device=self.table.device, dtype=torch.int32) * width
+        corners = self._corners(height, width, stride)
+        return Index((corners[:, None] + steps).flatten(), self.table.shape[0] * height * width)
+
+    def _corners(self, high: int, wide: int, stride: int) -> torch.Tensor:
+        """int32 [R]: where each row's window begins, in images [high, wide], border included."""
+        _, height, width = self.table.shape
+        image, y, x = self.places // (height * width), self.places // width % height, self.places % width
+        return (image * high + y * stride) * wide + x * stride
 
 
 class Index:
@@ -131,15 +137,23 @@ class Index:
 
 
 def _any(flags: torch.Tensor) -> torch.Tensor:
-    """bool [B, C, H, W] -> float32 [B, 1, H, W]: whether any channel is set."""
+    """bool [B, C, H, W] -> uint8 [B, H, W]: whether any channel is set."""
     found = flags[:, 0]
     for channel in range(1, flags.shape[1]):
         found = found | flags[:, channel]
-    return found[:, None].float()
+    return found.to(torch.uint8, memory_format=torch.contiguous_format)
 
 
-def _window_max(x: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
-    # Row by row, then column by column: 2 k comparisons in place of k * k.
-    x = F.max_pool2d(x, (1, kernel), (1, stride), (0, padding))
-    y: torch.Tensor = F.max_pool2d(x, (kernel, 1), (stride, 1), (padding, 0))
-    return y
+def _window_or(bits: torch.Tensor, dim: int, kernel: int, stride: int) -> torch.Tensor:
+    """All bits of each window along a dimension."""
+    count = (bits.shape[dim] - kernel) // stride + 1
+    found = bits
+    # Windows of 1, 2, 4, ... neighbours, then two that overlap.
+    width = 1
+    while width < kernel:
+        step = min(width, kernel - width)
+        length = found.shape[dim] - step
+        found = found.narrow(dim, 0, length) | found.narrow(dim, step, length)
+        width += step
+    places = torch.arange(count, device=bits.device) * stride if stride > 1 else None
+    return found.narrow(dim, 0, count) if places is None else found.index_select(dim, places)

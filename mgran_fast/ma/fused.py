@@ -58,17 +58,19 @@ class Activation(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a step needs to know when its source is distinct cells.
+    """What a step needs to know when its result is distinct cells.
 
     Attributes:
         cells: of its result.
         windows: the rows of its source that its convolution reads; None for each row its own.
         shortcut: the rows of the residual that it takes; None for each row its own.
+        of_pixels: the source is images with a border of zeros; see :class:`mgran_fast.ma.convolve.Geometry`.
     """
 
     cells: Cells
     windows: Index | None = None
     shortcut: Index | None = None
+    of_pixels: int = 0
 
 
 class _Plan(NamedTuple):
@@ -109,10 +111,12 @@ def conv_norm(
         source, residual: what steps before this one gave.
         conv: without bias. norm: its running statistics are moved.
         recompute: keep no result of this step.
-        rows: for a source of distinct cells.
+        rows: for a result of distinct cells.
     """
     assert isinstance(conv.padding, tuple)
-    geometry = Geometry(conv.stride, conv.padding, None if rows is None else rows.windows, rows is not None)
+    geometry = Geometry(conv.stride, conv.padding)
+    if rows is not None:
+        geometry = geometry._replace(windows=rows.windows, of_rows=not rows.of_pixels, of_pixels=rows.of_pixels)
     plan = _Plan(
         geometry, norm.groups, norm.eps, relu, recompute, norm.all_sum, source.recipe,
         None if residual is None else residual.recipe, None if rows is None else rows.shortcut,
@@ -136,14 +140,14 @@ def max_pool(source: Activation, pool: nn.MaxPool2d) -> Activation:
     return Activation(_MaxPool.apply(source.y, source.recipe, pool))
 
 
-def collect(source: Activation, cells: Cells) -> Activation:
-    """Images -> their distinct cells, [1, C, R, 1]."""
-    return Activation(_Taken.apply(source.y, cells.collected, None))
+def max_pool_of_rows(source: Activation, windows: Index, taps: int) -> Activation:
+    """:func:`max_pool` of distinct cells, none of them negative: of each window's rows the largest."""
+    return Activation(_RowsMaxPool.apply(source.y, source.recipe, windows, taps))
 
 
 def spread(source: Activation, cells: Cells) -> Activation:
     """Distinct cells -> the images that they are cells of."""
-    return Activation(_Taken.apply(source.y, cells.spread, tuple(cells.table.shape)))
+    return Activation(_Spread.apply(source.y, cells))
 
 
 class _Step(torch.autograd.Function):
@@ -228,21 +232,42 @@ class _MaxPool(torch.autograd.Function):
         return grad, None, None
 
 
-class _Taken(torch.autograd.Function):
-    """Cells taken by an index: distinct ones of images, or those of images from distinct ones."""
-
+class _RowsMaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, index: Index, grid: tuple[int, int, int] | None) -> torch.Tensor:
-        ctx.index, ctx.before = index, x.shape
-        taken = index.gather(as_rows(x))
-        return as_image(taken) if grid is None else taken.view(*grid, -1).permute(0, 3, 1, 2)
+    def forward(ctx: Any, x: torch.Tensor, recipe: Recipe | None, windows: Index, taps: int) -> torch.Tensor:
+        ctx.recipe, ctx.windows, ctx.taps = recipe, windows, taps
+        ctx.save_for_backward(None if recipe is not None else x)
+        # What lies outside of the image is read as 0, which is no more than what lies inside.
+        return as_image(_windows_of(x, windows, taps).amax(1))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        batch, channels, height, width = ctx.before
-        total = ctx.index.total(as_rows(grads[0]))
-        return total.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        each = _windows_of(ctx.recipe.make() if ctx.recipe is not None else x, ctx.windows, ctx.taps)
+        # The first of several that are as large, as torch's max pooling has it.
+        place = each.max(1, keepdim=True).indices
+        grad = torch.zeros_like(each).scatter_(1, place, as_rows(grads[0])[:, None])
+        ctx.recipe = None
+        return as_image(ctx.windows.total(grad.flatten(0, 1))), None, None, None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cells: Cells) -> torch.Tensor:
+        ctx.cells = cells
+        return cells.spread.gather(as_rows(x)).view(*cells.table.shape, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return as_image(ctx.cells.spread.total(as_rows(grads[0]))), None
+
+
+def _windows_of(x: torch.Tensor, windows: Index, taps: int) -> torch.Tensor:
+    """Rows -> [R, taps, C]."""
+    rows = as_rows(x)
+    return windows.gather(rows).view(-1, taps, rows.shape[1])
 
 
 def _taken(residual: torch.Tensor | None, shortcut: Index | None) -> torch.Tensor | None:

@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from mgran_fast.errors import CheckpointError
 from mgran_fast.ma.cells import Cells, Sight
-from mgran_fast.ma.fused import Activation, Rows, collect, conv_norm, max_pool, spread
+from mgran_fast.ma.fused import Activation, Rows, conv_norm, max_pool, max_pool_of_rows, spread
 from mgran_fast.ma.norm import STATISTICS, SharedBatchNorm2d
 
 #: Trunks by name; each is torchvision's network of that name without its classifier, with the same keys.
 TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
-# From this share of distinct cells on, all of a stage's are computed: convolutions of images are faster than products.
+# From this share of distinct cells on at its end, all cells of a stage are computed: convolutions of images are faster.
 _MANY = 0.8
 
 
@@ -91,35 +92,46 @@ class Trunk(nn.Module):
         if torch.is_autocast_enabled(device):
             images = images.to(torch.get_autocast_dtype(device))
         recompute = self.recompute
-        x = max_pool(_step(Activation(images), self.conv1, self.bn1, recompute), self.maxpool)
-        sight = self._sight(images)
-        cells: Cells | None = None
+        x, sight, cells = self._stem(images)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            if sight is not None and sight.through(3, _stride(layer[0]), 1).share > _MANY:
-                x = spread(x, cells) if cells is not None else x
-                sight = cells = None
-            elif sight is not None and cells is None:
-                cells = sight.cells()
-                x = collect(x, cells)
+            ahead: list[Sight] = []
+            if sight is not None and cells is not None:
+                ahead = _ahead(sight, layer)
+                sight = ahead[-1]
+                if sight.share > _MANY:
+                    x, sight, cells = spread(x, cells), None, None
             for block in layer:
                 # A stage's last result is kept: making it again would need all that came before it.
                 recompute_result = recompute and block is not layer[-1]
-                if sight is None or cells is None:
+                if cells is None:
                     x = _block(x, block, recompute, recompute_result)
                 else:
-                    x, sight, cells = _block_of_rows(x, block, recompute, recompute_result, sight, cells)
+                    seen, ahead = ahead[: _spatial(block)], ahead[_spatial(block) :]
+                    x, cells = _block_of_rows(x, block, recompute, recompute_result, cells, seen)
         return x.y if cells is None else spread(x, cells).y
 
+    def _stem(self, images: torch.Tensor) -> tuple[Activation, Sight | None, Cells | None]:
+        """The stem's result; and what its cells see, and the distinct ones, where they alone are computed."""
+        sight = self._sight(images)
+        after = None if sight is None else sight.through(7, 2, 3)
+        pooled = None if after is None else after.through(3, 2, 1)
+        if after is None or pooled is None or _ahead(pooled, self.layer1)[-1].share > _MANY:
+            x = _step(Activation(images), self.conv1, self.bn1, self.recompute)
+            return max_pool(x, self.maxpool), None, None
+        bordered = F.pad(images, (3, 3, 3, 3)).contiguous(memory_format=torch.channels_last)
+        before, cells = after.cells(), pooled.cells()
+        windows = before.pixel_windows(bordered.shape[2], bordered.shape[3], 7, 2)
+        x = _step(Activation(bordered), self.conv1, self.bn1, self.recompute, rows=Rows(before, windows, of_pixels=7))
+        return max_pool_of_rows(x, cells.windows(before, 3, 2, 1), 9), pooled, cells
+
     def _sight(self, images: torch.Tensor) -> Sight | None:
-        """What cells see after the stem; None where all of them are computed."""
+        """What the pixels show; None where all cells are to be computed."""
         norm = self.bn1
         assert isinstance(norm, SharedBatchNorm2d)
         if not self.distinct or images.device.type != "cpu" or norm.groups > 1:
             return None
-        if images.requires_grad:
-            # Equal cells share a gradient: that of each image's own pixels is not known.
-            return None
-        return Sight.of(images, norm.inputs).through(7, 2, 3).through(3, 2, 1)
+        # Equal cells share a gradient: that of each image's own pixels is not known.
+        return None if images.requires_grad else Sight.of(images, norm.inputs)
 
     def load_torchvision(self, state: Mapping[str, Any]) -> None:
         """Load a torchvision ResNet state dict; its classifier (``fc.*``) is left out.
@@ -169,15 +181,12 @@ def _block(x: Activation, block: Any, recompute: bool, recompute_result: bool) -
 
 
 def _block_of_rows(
-    x: Activation, block: Any, recompute: bool, recompute_result: bool, sight: Sight, cells: Cells
-) -> tuple[Activation, Sight, Cells]:
-    """:func:`_block` for distinct cells, and what the cells of its result see."""
+    x: Activation, block: Any, recompute: bool, recompute_result: bool, cells: Cells, seen: list[Sight]
+) -> tuple[Activation, Cells]:
+    """:func:`_block` for distinct cells; ``seen``: what is seen after each of its 3x3 convolutions."""
     stride = _stride(block)
-    # What cells see changes in 3x3 convolutions alone; a 1x1 convolution with a stride reads a part of that.
-    after = [cells]
-    for step in (stride,) if isinstance(block, Bottleneck) else (stride, 1):
-        sight = sight.through(3, step, 1)
-        after.append(sight.cells())
+    # A 1x1 convolution with a stride reads a part of what the 3x3 ones do.
+    after = [cells, *(sight.cells() for sight in seen)]
     last = after[-1]
     shortcut, taken = x, last.windows(cells, 1, stride)
     if block.downsample is not None:
@@ -188,11 +197,25 @@ def _block_of_rows(
         y = _step(x, block.conv1, block.bn1, recompute, rows=Rows(cells))
         y = _step(y, block.conv2, block.bn2, recompute, rows=Rows(last, last.windows(cells, 3, stride, 1)))
         y = _step(y, block.conv3, block.bn3, recompute_result, residual=shortcut, rows=ends)
-        return y, sight, last
+        return y, last
     middle = after[1]
     y = _step(x, block.conv1, block.bn1, recompute, rows=Rows(middle, middle.windows(cells, 3, stride, 1)))
     ends = ends._replace(windows=last.windows(middle, 3, 1, 1))
-    return _step(y, block.conv2, block.bn2, recompute_result, residual=shortcut, rows=ends), sight, last
+    return _step(y, block.conv2, block.bn2, recompute_result, residual=shortcut, rows=ends), last
+
+
+def _ahead(sight: Sight, layer: nn.Module) -> list[Sight]:
+    """What is seen after each 3x3 convolution of a stage: what cells see changes in them alone."""
+    found = [sight]
+    for block in layer.children():
+        found += [found[-1].through(3, _stride(block), 1)]
+        found += [found[-1].through(3, 1, 1)] * (_spatial(block) - 1)
+    return found[1:]
+
+
+def _spatial(block: Any) -> int:
+    """How many 3x3 convolutions a block has."""
+    return 1 if isinstance(block, Bottleneck) else 2
 
 
 def _stride(block: Any) -> int:

@@ -32,6 +32,9 @@ class Inverse(NamedTuple):
 def gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """x floating point [R, C], index int32 [M] in -1 .. R - 1 -> [M, C]; -1 gives zeros.
 
+    Rows of x may lie in memory as they like, and overlap (``as_strided``); where their numbers lie together, nothing is
+    copied beforehand.
+
     Raises TypeError and ValueError; IndexError where the index names no row.
     """
     checks.tensor("x", x, (None, None), _FLOATS)
@@ -77,7 +80,7 @@ def _launch(op: str, device: torch.device, **arguments: torch.Tensor | int | Non
         return False
     nothing = dict.fromkeys(("x", "index", "starts", "members", "base", "out"))
     try:
-        launch(module, op, device, **{**nothing, "channels": 0, "dtype": 0, **arguments})
+        launch(module, op, device, **{**nothing, "channels": 0, "pitch": 0, "dtype": 0, **arguments})
     except RuntimeError as error:
         raise IndexError(f"{op}: an index is out of range") from error
     return True
@@ -85,9 +88,10 @@ def _launch(op: str, device: torch.device, **arguments: torch.Tensor | int | Non
 
 def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     out = _gather_fake(x, index)
+    held = x if x.stride(1) == 1 else x.contiguous()
     if x.dtype in DTYPES and _launch(
-        "rows_gather", x.device, x=x.contiguous(), index=index.contiguous(), out=out, rows=x.shape[0],
-        count=index.shape[0], channels=x.shape[1], dtype=DTYPES[x.dtype],
+        "rows_gather", x.device, x=held, index=index.contiguous(), out=out, rows=x.shape[0], count=index.shape[0],
+        channels=x.shape[1], pitch=held.stride(0), dtype=DTYPES[x.dtype],
     ):  # fmt: skip
         return out
     return reference.gather(x, index)
