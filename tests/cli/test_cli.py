@@ -195,10 +195,10 @@ def test_pretrained_weights_are_taken(tiny: DataSet, quick: tuple[str, ...], tmp
 def test_ctrl_c_says_how_to_go_on(
     tiny: DataSet, quick: tuple[str, ...], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(line: dict[str, float], epochs: int) -> str:
+    def interrupt(line: dict[str, float], epochs: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mgran_fast.cli.job._epoch", interrupt)
+    monkeypatch.setattr("mgran_fast.cli.endings.epoch", interrupt)
     outcome = cli("train", "--data", tiny.root, "--output", tmp_path / "run", *quick)
     assert outcome.code == 130
     assert outcome.err.splitlines()[-1] == "mgran-fast: interrupted; the run goes on with --resume"
