@@ -113,7 +113,7 @@ def forward(
         y, mean, var, invstd, scale, shift = _forward_op(x, residual, weight, bias, groups, eps, relu, counts)
         return Normed(y, mean, var, invstd, scale, shift, own)
     mean, var = _statistics_op(x, groups, counts)
-    mean, var, count = _over_ranks(mean, var, x.new_full((), own, dtype=torch.float64), all_sum)
+    mean, var, count = _over_ranks(mean, var, torch.as_tensor(own, dtype=torch.float64, device=x.device), all_sum)
     invstd, scale, shift = reference.coefficients(mean, var, weight, bias, eps)
     return Normed(apply(x, residual, scale, shift, relu), mean, var, invstd, scale, shift, count)
 
