@@ -207,7 +207,7 @@ def write_report(
             title=title,
             dataset=f"{dataset.name}: {len(dataset.train)} training pictures of {len(dataset.people())} people,"
             f" {len(dataset.query)} queries, {len(dataset.gallery)} gallery pictures",
-            protocol=evaluation.rule,
+            protocol=collect.protocol(evaluation),
             scores=[collect.scores(name, one) for name, one in results.items()],
             history=history,
             crops=collect.crop_views(pictures, dataset.query, 8),

@@ -56,37 +56,83 @@ def evaluate(
     variant: Variant = None,
     split: Split = None,
     counts: Counts = "published",
+    queries: Annotated[
+        str,
+        typer.Option(
+            help="single, or multiple: the mean of all pictures of a query's person by the query's camera asks"
+            " (Market-1501's gt_bbox).",
+            rich_help_panel="Protocol",
+        ),
+    ] = "single",
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Draw the gallery of cuhk03-classic this often and take the mean, as is usual; default: the exact"
+            " expectation of that.",
+            rich_help_panel="Protocol",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.", rich_help_panel="Protocol")] = 0,
+    ap: Annotated[
+        str,
+        typer.Option(
+            help="Average precision is hits, the mean precision at hits, or trapezoid, as the code of Market-1501 has"
+            " it.",
+            rich_help_panel="Protocol",
+        ),
+    ] = "hits",
     blur_faces: Annotated[bool, typer.Option("--blur-faces", help="Hide the heads in the report.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Rank the gallery of a data set: Rank-1/5/10 and mAP, Market-1501 rule.
+    """Rank the gallery of a data set by its own rule: Rank-1/5/10, and mAP where the rule has it.
+
+    That is the Market-1501 rule, or for cuhk03-classic a single gallery shot, which has no mAP.
 
     Example: mgran-fast evaluate --data data/market1501 --checkpoint runs/market/model.safetensors
     """
     import torch
 
     from mgran_fast.cli import common
+    from mgran_fast.data.records import SINGLE_GALLERY_SHOT
+    from mgran_fast.metrics import protocols
     from mgran_fast.metrics.evaluation import evaluate as run
     from mgran_fast.model import MGRAN
 
     if mra is not None and masks is not None:
         raise DataError("--masks and --mra: give one or the other")
+    for option, value, known in (("--queries", queries, protocols.QUERIES), ("--ap", ap, protocols.AP_TEXT)):
+        if value not in known:
+            raise DataError(f"{option} {value}: choose {' or '.join(known)}")
     model = MGRAN.from_file(checkpoint, layout=layout, mra=None if mra is None else common.open_estimator(mra))
     if torch.cuda.is_available():
         model = model.cuda()
     found = common.open_data(data, dataset, variant, split, counts, need=("query", "gallery"))
     common.tell_notes(found)
+    if queries == "multiple" and not found.multi_query:
+        raise DataError(
+            f"--queries multiple: {found.name} in {found.root} has no pictures for them, as Market-1501 has in gt_bbox;"
+            " take single queries"
+        )
+    if draws is not None and found.protocol != SINGLE_GALLERY_SHOT:
+        raise DataError(
+            f"--draws {draws}: {found.name} is scored by the rule {found.protocol}, which draws nothing; leave it out"
+        )
+    if ap != "hits" and found.protocol == SINGLE_GALLERY_SHOT:
+        raise DataError(f"--ap {ap}: {found.name} is scored by a single gallery shot, which has no mAP; leave it out")
     files = common.open_masks(found.root, masks, wanted=mra is None and not model.layout.whole)
     if files is None and mra is None and not model.layout.whole:
         common.console.print(f"{found.root}: no regions/ nor masks/ beside the pictures; RegionNet makes the masks")
     if files is not None:
         files.check(found.gallery, "gallery")
+        files.check(found.multi_query if queries == "multiple" else (), "multiple query")
     encode = None if precision is None else _engine(model, precision, found, files).encode
     start = time.perf_counter()
     with common.bar("evaluate") as step:
         result = run(
             model, found.query, found.gallery, files, batch_size=batch_size, workers=workers, progress=step,
-            encode=encode,
+            encode=encode, protocol=found.protocol, multi_query=found.multi_query if queries == "multiple" else None,
+            ap=ap, draws=draws, seed=seed,
         )  # fmt: skip
     seconds = {"evaluate": time.perf_counter() - start}
     title = f"{checkpoint.parent.name or checkpoint.name} on {found.name}"
@@ -112,6 +158,7 @@ def evaluate(
         common.print_json(
             {
                 **common.figures(result),
+                "scored": result.details,
                 "counts": result.counts,
                 "seconds": seconds["evaluate"],
                 "report": None if path is None else str(path),

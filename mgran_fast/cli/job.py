@@ -122,7 +122,7 @@ def train_and_evaluate(
     )
     return {
         **{name: common.figures(one) for name, one in results.items()},
-        **results["trained"].details,
+        "scored": results["trained"].details,
         "counts": {**results["trained"].counts, **trained.counts},
         "epochs": len(trained.history),
         "seconds": seconds,

@@ -68,7 +68,8 @@ class Evaluation:
         gallery: all of it, whatever the protocol draws.
         protocol: one of :data:`mgran_fast.metrics.protocols.PROTOCOLS`.
         ap: the definition of average precision, see :func:`mgran_fast.rank`; of no meaning where there is none.
-        pictures: what the multiple queries were made of; None for single queries.
+        pictures: what the multiple queries were made of, see :func:`mgran_fast.metrics.protocols.further`; None for
+            single queries.
         alone: int64, the places in ``query`` of multiple queries that have no picture but their own.
     """
 
@@ -276,8 +277,7 @@ def evaluate(
     if draws is not None and (protocol != SINGLE_GALLERY_SHOT or draws < 1):
         raise ValueError(f"draws must be at least 1, and only {SINGLE_GALLERY_SHOT} draws; not {draws} for {protocol}")
     if multi_query is not None:
-        asked = {(record.person, record.camera) for record in query}
-        multi_query = [record for record in multi_query if (record.person, record.camera) in asked]
+        multi_query = protocols.further(query, multi_query)
         if not multi_query:
             raise DataError("no picture for multiple queries is of a query's person and camera; take single queries")
     lists = [query, *([] if multi_query is None else [multi_query]), gallery]

@@ -6,13 +6,15 @@ shot). Here is what comes before them, the vector of a multiple query, and the w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from mgran_fast.data.records import MARKET, SINGLE_GALLERY_SHOT
+from mgran_fast.data.records import MARKET, SINGLE_GALLERY_SHOT, Record
 from mgran_fast.metrics.ranking import AP
 
-__all__ = ["AP_TEXT", "PROTOCOLS", "QUERIES", "describe", "merge"]
+__all__ = ["AP_TEXT", "PROTOCOLS", "QUERIES", "describe", "further", "merge"]
 
 #: How a test set can be scored.
 PROTOCOLS = (MARKET, SINGLE_GALLERY_SHOT)
@@ -24,11 +26,17 @@ AP_TEXT = dict(
         AP,
         (
             "the mean precision at hits",
-            "the area under the precision-recall curve by trapezoids, as Market-1501's code",
+            "the area under the precision-recall curve in trapezoids, as the code of Market-1501 has it",
         ),
         strict=True,
     )
 )
+
+
+def further(query: Sequence[Record], pictures: Sequence[Record]) -> list[Record]:
+    """Those of ``pictures`` that show a query's person by the query's camera, in their order."""
+    asked = {(record.person, record.camera) for record in query}
+    return [record for record in pictures if (record.person, record.camera) in asked]
 
 
 def merge(
@@ -51,6 +59,7 @@ def merge(
 
     Returns:
         The vectors, float32 [Q, D]; of unit length or, where the mean is 0, 0. A query without pictures keeps its own.
+        A picture whose vector is 0 adds nothing.
         How many pictures each query has, int64 [Q].
     """
     known, place = torch.unique(torch.cat([keys, picture_keys]), dim=0, return_inverse=True)

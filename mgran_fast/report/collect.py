@@ -14,11 +14,23 @@ import mgran_fast
 from mgran_fast import ops
 from mgran_fast.data import DataSet, Masks, Record, Sample
 from mgran_fast.data.pictures import read_picture_and_shape
-from mgran_fast.metrics.evaluation import Evaluation, crops_for
+from mgran_fast.data.records import SINGLE_GALLERY_SHOT
+from mgran_fast.metrics.evaluation import Embedded, Evaluation, crops_for
+from mgran_fast.metrics.protocols import further
 from mgran_fast.model import MGRAN
 from mgran_fast.ops import backend
 from mgran_fast.report.page import RankedList, Scores
 from mgran_fast.report.pictures import CropView, Match, Query
+
+
+def protocol(evaluation: Evaluation) -> str:
+    """What was measured and how, and what the ranked lists show that was not."""
+    notes = []
+    if evaluation.queries == "multiple":
+        notes.append("a ranked list shows one picture of its query")
+    if evaluation.protocol == SINGLE_GALLERY_SHOT:
+        notes.append("the ranked lists show all gallery pictures, none are drawn")
+    return "; ".join([evaluation.rule, *notes])
 
 
 def scores(name: str, evaluation: Evaluation) -> Scores:
@@ -151,7 +163,10 @@ def unmatched(dataset: DataSet, evaluation: Evaluation) -> list[str]:
 
 def without_person(dataset: DataSet, evaluation: Evaluation) -> list[str]:
     """One line for each picture in which nobody was found."""
-    sides = ((dataset.query, evaluation.query), (dataset.gallery, evaluation.gallery))
+    sides: list[tuple[Sequence[Record], Embedded]] = [(dataset.query, evaluation.query)]
+    if evaluation.pictures is not None:
+        sides.append((further(dataset.query, dataset.multi_query), evaluation.pictures))
+    sides.append((dataset.gallery, evaluation.gallery))
     return [
         f"{records[place].path.name}: nobody found; the whole crop counts, or what the mask has"
         for records, embedded in sides

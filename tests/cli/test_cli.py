@@ -87,7 +87,8 @@ def test_wrong_usage_leaves_with_2(arguments: list[str], cli: Cli) -> None:
 
 def test_training_prints_one_json_object(trained: Any) -> None:
     found = trained.outcome.json
-    assert set(found) == {"untrained", "trained", "counts", "epochs", "seconds", "model", "report"}
+    assert set(found) == {"untrained", "trained", "scored", "counts", "epochs", "seconds", "model", "report"}
+    assert (found["scored"]["protocol"], found["scored"]["ap"]) == ("market", "hits")
     for name in ("untrained", "trained"):
         assert set(found[name]) == {"rank1", "rank5", "rank10", "map", "minp"}
         assert all(0 <= value <= 1 for value in found[name].values())

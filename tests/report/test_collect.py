@@ -12,6 +12,7 @@ import torch
 
 import mgran_fast
 from mgran_fast.data import DataSet, MaskFiles, read_market
+from mgran_fast.data.records import SINGLE_GALLERY_SHOT
 from mgran_fast.data.synthetic import write
 from mgran_fast.metrics.evaluation import Evaluation, evaluate
 from mgran_fast.model import MGRAN
@@ -49,6 +50,32 @@ def test_scores(evaluation: Evaluation) -> None:
     assert scores.rank == {k: evaluation.ranking.at(k) for k in (1, 5, 10)}
     assert scores.map == evaluation.ranking.map
     assert list(scores.cmc) == evaluation.ranking.cmc.tolist()
+
+
+def test_a_single_gallery_shot_has_no_map(model: MGRAN, tiny: DataSet) -> None:
+    found = evaluate(
+        model, tiny.query, tiny.gallery, MaskFiles(tiny.root), protocol=SINGLE_GALLERY_SHOT, multi_query=tiny.gallery
+    )
+    scores = collect.scores("trained", found)
+    assert scores.map is None
+    assert scores.rank == {k: found.ranking.at(k) for k in (1, 5, 10)}
+    assert collect.protocol(found).startswith(found.rule)
+    assert "show all gallery pictures, none are drawn" in collect.protocol(found)
+    assert "one picture of its query" in collect.protocol(found)
+    # The lists are of all pictures, and the nearest right one stands where they have it.
+    lists = collect.ranked_lists(collect.Pictures(model, MaskFiles(tiny.root)), tiny, found, queries=100, k=20)
+    for one in lists:
+        assert one.first_right == [match.right for match in one.matches].index(True) + 1
+    assert collect.protocol(evaluate(model, tiny.query, tiny.gallery, MaskFiles(tiny.root))).endswith("at hits")
+
+
+def test_nobody_in_pictures_of_multiple_queries(tiny: DataSet, model: MGRAN) -> None:
+    more = dataclasses.replace(tiny, multi_query=(dataclasses.replace(tiny.gallery[0], person=99), *tiny.gallery[:3]))
+    found = evaluate(model, more.query, more.gallery, MaskFiles(tiny.root), multi_query=more.multi_query)
+    assert found.pictures is not None
+    nobody = dataclasses.replace(found.pictures, without_person=torch.tensor([1]))
+    lines = collect.without_person(more, dataclasses.replace(found, pictures=nobody))
+    assert [line.partition(":")[0] for line in lines] == [tiny.gallery[1].path.name]
 
 
 def test_environment() -> None:

@@ -118,6 +118,16 @@ def decoded(uri: str) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def test_a_protocol_without_map_shows_none() -> None:
+    html = page.render(
+        report(scores=[Scores(name, {1: 0.5, 5: 0.9}, None, [0.5, 0.9]) for name in ("a", "b")], history=[])
+    )
+    text = Page(html).text
+    assert "Rank-5" in text
+    assert "mAP" not in text
+    assert "nan" not in text
+
+
 def test_the_page_has_every_section_and_every_figure(tmp_path: Path) -> None:
     path = write(tmp_path / "new" / "report.html", report())
     html = Page(path.read_text("utf-8"))
