@@ -158,6 +158,25 @@ def test_more_pictures_of_a_person_are_no_more_people() -> None:
     assert found.first.tolist() == [1]
 
 
+@pytest.mark.parametrize("draws", [None, 4])
+def test_pictures_infinitely_far_are_ranked_too(draws: int | None) -> None:
+    """By hand: the first query's only match is behind one other by its index, and before junk; the second has two."""
+    inf = math.inf
+    found = rank_shots(
+        distances=np.array([[inf, inf, inf, inf], [0.5, 0.1, 0.2, 0.3]]),
+        query_ids=[1, 2], query_cameras=[1, 1], gallery_ids=[1, 3, 2, 1], gallery_cameras=[1, 2, 2, 2],
+        max_rank=2, draws=draws,
+    )  # fmt: skip
+    assert found.found.tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert found.first.tolist() == [3, 2]
+    later = rank_shots(
+        distances=np.array([[0.2, inf, 0.1, inf], [0.1, 0.2, 0.5, 0.3]]),
+        query_ids=[2, 1], gallery_ids=[1, 1, 3, 2], max_rank=3, draws=draws, **NO_CAMERAS,
+    )  # fmt: skip
+    # Both pictures of person 1 are before the match, one of them by its index.
+    assert later.found.tolist() == [[0.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
+
+
 def test_there_is_no_map() -> None:
     found = rank_shots(**crowd(people=5))
     assert found.map is None
