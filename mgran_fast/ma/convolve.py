@@ -16,8 +16,8 @@ from mgran_fast.ma.cells import Index
 # From so many channels on, on either side, a 1x1 convolution is faster as a product of matrices (bfloat16, oneDNN), and
 # the gradient of its weights.
 _AS_PRODUCT, _WEIGHT_AS_PRODUCT = 2048, 1024
-# What windows of cells are copied out into at a time: it should stay in a core's cache until the product reads it.
-_COPIED_BYTES = 1 << 20
+# What windows of cells are copied out into at a time: it stays near until the product reads it.
+_COPIED_BYTES = 2 << 20
 
 
 class Geometry(NamedTuple):

@@ -84,6 +84,7 @@ class _Plan(NamedTuple):
     residual: Recipe | None
     shortcut: Index | None
     counts: torch.Tensor | None
+    inner: bool
 
 
 class _Made:
@@ -104,6 +105,7 @@ def conv_norm(
     residual: Activation | None = None,
     recompute: bool = False,
     rows: Rows | None = None,
+    inner: bool = False,
 ) -> Activation:
     """relu(norm(conv(source)) + residual), or without the ReLU, with the batch's statistics.
 
@@ -112,6 +114,7 @@ def conv_norm(
         conv: without bias. norm: its running statistics are moved.
         recompute: keep no result of this step.
         rows: for a result of distinct cells.
+        inner: the result goes to other steps alone, so that its gradient is nobody else's and may be overwritten.
     """
     assert isinstance(conv.padding, tuple)
     geometry = Geometry(conv.stride, conv.padding)
@@ -120,7 +123,7 @@ def conv_norm(
     plan = _Plan(
         geometry, norm.groups, norm.eps, relu, recompute, norm.all_sum, source.recipe,
         None if residual is None else residual.recipe, None if rows is None else rows.shortcut,
-        None if rows is None else rows.cells.counts,
+        None if rows is None else rows.cells.counts, inner,
     )  # fmt: skip
     made = _Made()
     # Not in autocast's hands: which number format a step computes in is that of its source.
@@ -187,14 +190,16 @@ class _Step(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         result, x, residual, weight, *normed = ctx.saved_tensors
-        plan: _Plan = ctx.plan
+        plan: _Plan | None = ctx.plan
+        if plan is None:
+            raise RuntimeError("the trunk's graph can be walked backward once: retain_graph keeps nothing of it")
         if ctx.recipe is not None:
             ctx.recipe.release()
         if plan.relu and plan.residual is not None:
             residual = plan.residual.make()
         grad, grad_residual, grad_gain, grad_bias = backward(
             grads[0], result, _taken(residual, plan.shortcut), tuple(normed), ctx.count, plan.relu,
-            ctx.needs_input_grad[4], plan.all_sum, plan.counts,
+            ctx.needs_input_grad[4], plan.all_sum, plan.counts, plan.inner,
         )  # fmt: skip
         if grad_residual is not None and plan.shortcut is not None:
             grad_residual = as_image(plan.shortcut.total(as_rows(grad_residual)))

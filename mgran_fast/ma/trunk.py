@@ -104,7 +104,7 @@ class Trunk(nn.Module):
                 # A stage's last result is kept: making it again would need all that came before it.
                 recompute_result = recompute and block is not layer[-1]
                 if cells is None:
-                    x = _block(x, block, recompute, recompute_result)
+                    x = _block(x, block, recompute, recompute_result, block is not self.layer4[-1])
                 else:
                     seen, ahead = ahead[: _spatial(block)], ahead[_spatial(block) :]
                     x, cells = _block_of_rows(x, block, recompute, recompute_result, cells, seen)
@@ -162,13 +162,14 @@ def _step(
     relu: bool = True,
     residual: Activation | None = None,
     rows: Rows | None = None,
+    inner: bool = True,
 ) -> Activation:
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, SharedBatchNorm2d)
-    return conv_norm(x, conv, norm, relu=relu, residual=residual, recompute=recompute, rows=rows)
+    return conv_norm(x, conv, norm, relu=relu, residual=residual, recompute=recompute, rows=rows, inner=inner)
 
 
-def _block(x: Activation, block: Any, recompute: bool, recompute_result: bool) -> Activation:
+def _block(x: Activation, block: Any, recompute: bool, recompute_result: bool, inner: bool) -> Activation:
     """A residual block of torchvision's, basic or bottleneck."""
     shortcut = x
     if block.downsample is not None:
@@ -176,8 +177,8 @@ def _block(x: Activation, block: Any, recompute: bool, recompute_result: bool) -
     y = _step(x, block.conv1, block.bn1, recompute)
     if isinstance(block, Bottleneck):
         y = _step(y, block.conv2, block.bn2, recompute)
-        return _step(y, block.conv3, block.bn3, recompute_result, residual=shortcut)
-    return _step(y, block.conv2, block.bn2, recompute_result, residual=shortcut)
+        return _step(y, block.conv3, block.bn3, recompute_result, residual=shortcut, inner=inner)
+    return _step(y, block.conv2, block.bn2, recompute_result, residual=shortcut, inner=inner)
 
 
 def _block_of_rows(
@@ -192,7 +193,7 @@ def _block_of_rows(
     if block.downsample is not None:
         rows = Rows(last, taken)
         shortcut = _step(x, block.downsample[0], block.downsample[1], recompute, relu=False, rows=rows)
-    ends = Rows(last, None, taken if block.downsample is None else None)
+    ends = Rows(last, shortcut=taken if block.downsample is None else None)
     if isinstance(block, Bottleneck):
         y = _step(x, block.conv1, block.bn1, recompute, rows=Rows(cells))
         y = _step(y, block.conv2, block.bn2, recompute, rows=Rows(last, last.windows(cells, 3, stride, 1)))

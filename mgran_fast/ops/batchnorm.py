@@ -136,14 +136,25 @@ def backward(
     want_residual: bool,
     all_sum: Sum | None = None,
     counts: torch.Tensor | None = None,
+    overwrite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """dx, dresidual (None where not wanted), and this rank's share of dweight and dbias [C].
 
     Args:
         normed: mean, invstd, scale and shift of :func:`forward`. count: its cells.
+        overwrite: nobody needs ``grad`` any more: dx may take its memory, which is in the cache and needs no new pages.
     """
     mean, invstd, scale, shift = normed
-    if all_sum is None:
+    module = _kernel(x) if overwrite and all_sum is None and x.device.type == "cpu" else None
+    if module is not None and grad.is_contiguous(memory_format=torch.channels_last):
+        dbias, dweight = _vectors(x, len(mean), 2)
+        dx, dresidual = grad, _like(x) if want_residual else None
+        _launch_backward(
+            module, grad, x, residual, relu, out=dx, out_residual=dresidual, mean=mean, invstd=invstd, scale=scale,
+            shift=shift, grad_bias=dbias, grad_weight=dweight, groups=len(mean), counts=_contiguous(counts),
+            phases=_SUM | _WRITE,
+        )  # fmt: skip
+    elif all_sum is None:
         dx, dresidual, dbias, dweight = _backward_op(
             grad, x, residual, mean, invstd, scale, shift, relu, want_residual, counts
         )

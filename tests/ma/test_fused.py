@@ -80,6 +80,21 @@ def saved(trunk: Trunk, images: torch.Tensor) -> int:
     return sum(found.values())
 
 
+def test_gradients_that_others_hold_are_left_as_they_are() -> None:
+    """Gradients of results within the trunk are overwritten; that of its features is not."""
+    trunk = trunk_of("resnet18", "joint").float()
+    features = trunk(torch.randn(4, 3, 32, 16))
+    features.retain_grad()
+    slope = torch.randn_like(features)
+    given = slope.clone(memory_format=torch.preserve_format)
+    features.backward(given, retain_graph=True)
+    assert torch.equal(given, slope)
+    assert features.grad is not None
+    assert torch.equal(features.grad, slope)
+    with pytest.raises(RuntimeError, match="backward once"):
+        features.backward(given)
+
+
 def test_what_is_kept() -> None:
     images = torch.randn(4, 3, 64, 32)
     trunk = trunk_of("resnet50", "joint").float()

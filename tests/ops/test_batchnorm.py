@@ -235,6 +235,21 @@ def test_a_cell_that_counts_n_times_is_n_cells(dtype: torch.dtype, residual: boo
         assert error <= TOLERANCES[dtype] * other.abs().max().clamp(min=1), float(error)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gradient_that_is_overwritten_gives_the_same(dtype: torch.dtype, extension: Any) -> None:
+    tensors = {
+        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in given((4, 130, 9, 7), dtype).items()
+    }
+    x, residual, grad = tensors["x"], tensors["residual"], tensors["grad"]
+    whole = module.forward(x, tensors["weight"], tensors["bias"], residual, 1, 1e-5, True)
+    arguments = (x, residual, (whole.mean, whole.invstd, whole.scale, whole.shift), whole.cells, True, True)
+    want = module.backward(grad.clone(), *arguments)
+    got = module.backward(grad, *arguments, overwrite=True)
+    assert got[0].data_ptr() == grad.data_ptr()
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
 def test_the_two_phases_apart_are_the_two_together() -> None:
     tensors = given((4, 130, 9, 7), torch.float32)
     x, residual, grad = tensors["x"], tensors["residual"], tensors["grad"]
