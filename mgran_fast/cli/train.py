@@ -130,6 +130,7 @@ def train(
 
     try:
         from mgran_fast.cli import job
+        from mgran_fast.train import memory
         from mgran_fast.train.run import SETTINGS, check
     except ImportError as error:
         raise missing_extra(error) from error
@@ -151,6 +152,7 @@ def train(
         # Before the estimator looks at everything, which may take long.
         check(found, settings, output, resume=resume, machines=machines)
         files = own_cache(found, settings, output / "regions", machines)
+    memory.keep()
     outcome = job.train_and_evaluate(
         found,
         files,
