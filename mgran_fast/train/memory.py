@@ -1,7 +1,7 @@
 """Keeping the memory of a training step for the next one, on the CPU.
 
-A step frees hundreds of megabytes of activations and the next one wants as many. The C library gives free memory back at
-once, and the system clears every page of new memory: 2 % of a step of a ResNet-50, measured on one core. A caching
+A step frees hundreds of megabytes of activations and the next one wants as many. The C library gives free memory back
+at once, and the system clears every page of new memory: 2 % of a step of a ResNet-50, measured on one core. A caching
 allocator, as torch has for GPUs, is what is missing; glibc can be told to keep what it was given.
 """
 
