@@ -64,10 +64,10 @@ def contestants(threads: int) -> Iterator[dict[str, Contestant]]:
 
 @pytest.fixture
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of seconds: once more to warm up, then five times."""
+    """Steps of seconds, which follow one another in a training run: five times, in each turn one more before."""
     paired = sys.modules["paired"]
     monkeypatch.setattr(paired, "WARM_UP", 1)
-    monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=5))
+    monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=5, warm_each=True))
 
 
 @pytest.mark.timeout(3600)

@@ -86,6 +86,12 @@ def _launch(op: str, device: torch.device, **arguments: torch.Tensor | int | Non
     return True
 
 
+def _check_range(op: str, index: torch.Tensor, rows: int) -> None:
+    """For the reference, which would take -2 for a place from the end. On a GPU nobody waits for the answer."""
+    if index.device.type == "cpu" and index.numel() and not -1 <= int(index.min()) <= int(index.max()) < rows:
+        raise IndexError(f"{op}: an index is out of range")
+
+
 def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     out = _gather_fake(x, index)
     held = x if x.stride(1) == 1 else x.contiguous()
@@ -94,6 +100,7 @@ def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         channels=x.shape[1], pitch=held.stride(0), dtype=DTYPES[x.dtype],
     ):  # fmt: skip
         return out
+    _check_range("rows_gather", index, x.shape[0])
     return reference.gather(x, index)
 
 
@@ -108,6 +115,7 @@ def _invert(index: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]
         count=index.shape[0],
     ):  # fmt: skip
         return starts, members
+    _check_range("rows_invert", index, rows)
     return reference.invert(index, rows)
 
 

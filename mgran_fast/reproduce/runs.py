@@ -217,8 +217,8 @@ def prefix(queries: str) -> str:
 
 
 def _figures(evaluation: Evaluation) -> dict[str, float]:
-    found = evaluation.ranking.summary()
-    return {name: float(found[name]) for name in FIGURES if name in found}
+    found = evaluation.figures()
+    return {name: found[name] for name in FIGURES if name in found}
 
 
 def _sha256(path: Path) -> str:

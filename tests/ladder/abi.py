@@ -120,6 +120,7 @@ Batchnorm = _struct(
     grad_weight=_pointer,
     grad_bias_mean=_pointer,
     grad_weight_mean=_pointer,
+    counts=_pointer,
     rows=_i64,
     cells=_i64,
     channels=_i64,
@@ -128,6 +129,20 @@ Batchnorm = _struct(
     relu=_i32,
     phases=_i32,
     eps=ctypes.c_float,
+)
+Rows = _struct(
+    "Rows",
+    x=_pointer,
+    index=_pointer,
+    starts=_pointer,
+    members=_pointer,
+    base=_pointer,
+    out=_pointer,
+    rows=_i64,
+    count=_i64,
+    channels=_i64,
+    pitch=_i64,
+    dtype=_i32,
 )
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
@@ -139,6 +154,9 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "pooling_backward": Pooling,
     "batchnorm": Batchnorm,
     "batchnorm_backward": Batchnorm,
+    "rows_gather": Rows,
+    "rows_total": Rows,
+    "rows_invert": Rows,
 }
 
 

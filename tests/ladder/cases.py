@@ -1,8 +1,8 @@
 """The kernels' test cases: arguments of the launch ABI and what must come out, computed by mgran_fast.reference.
 
 ``cases(op, device)`` lists the cases of an op for the kernels of a device (``cuda`` or ``cpu``). Outputs and
-workspaces begin as garbage, so that an unwritten byte shows. crops, regions, inputs and align are right to the bit;
-pooling and batchnorm within a tolerance of the reference in float64.
+workspaces begin as garbage, so that an unwritten byte shows. crops, regions, inputs and align are right to the bit, and
+so are rows gathered and inverted; pooling, batchnorm and totals of rows within a tolerance of the reference in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from abi import OK, Buffer
 
 CUDA_OPS = ("crops", "regions", "inputs", "align")
-CPU_OPS = (*CUDA_OPS, "pooling", "pooling_backward", "batchnorm", "batchnorm_backward")
+ROWS_OPS = ("rows_gather", "rows_total", "rows_invert")
+CPU_OPS = (*CUDA_OPS, "pooling", "pooling_backward", "batchnorm", "batchnorm_backward", *ROWS_OPS)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -118,6 +119,7 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
     import cases_geometry
     import cases_inputs
     import cases_pooling
+    import cases_rows
 
     makers: dict[str, Callable[[], Iterator[Case]]] = {
         "crops": cases_geometry.crops_cases,
@@ -128,6 +130,9 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
         "pooling_backward": cases_pooling.backward_cases,
         "batchnorm": cases_batchnorm.forward_cases,
         "batchnorm_backward": cases_batchnorm.backward_cases,
+        "rows_gather": cases_rows.gather_cases,
+        "rows_total": cases_rows.total_cases,
+        "rows_invert": cases_rows.invert_cases,
     }
     if op not in (CUDA_OPS if device == "cuda" else CPU_OPS):
         raise ValueError(f"no op {op!r} for {device}")

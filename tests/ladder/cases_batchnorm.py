@@ -40,6 +40,7 @@ class _Shape:
     std: float = 1.0
     offset: int = 0
     nan: bool = False
+    counts: bool = False
 
 
 _SHAPES = (
@@ -60,6 +61,9 @@ _SHAPES = (
     _Shape("big mean, f16", 8, 4, 35, 60, 1, mean=60.0, std=0.3),
     _Shape("NaN", 4, 4, 35, 12, nan=True),
     _Shape("pieces of a row", 4, 4, 130, 601, residual=False),
+    _Shape("counts", 1, 1, 70, 33, counts=True),
+    _Shape("counts, groups, bf16", 8, 4, 130, 19, 2, counts=True, offset=1),
+    _Shape("counts, pieces, big mean", 1, 1, 67, 2100, relu=False, residual=False, mean=200.0, std=0.5, counts=True),
 )
 # Both passes over one block of channels, then over the next: a block's tensors take more than the cache.
 _FORWARD_BLOCKS = (_Shape(BOTH_BLOCKS, 4, 4, 66, 4104, residual=False),)
@@ -74,6 +78,7 @@ class _Setup:
     residual: torch.Tensor | None
     weight: torch.Tensor
     bias: torch.Tensor
+    counts: torch.Tensor | None
     arguments: dict[str, Any]
 
 
@@ -81,7 +86,7 @@ def forward_cases() -> Iterator[Case]:
     for shape in (*_SHAPES, *_FORWARD_BLOCKS):
         setup = _setup(shape)
         x, residual = setup.x.double(), _double(setup.residual)
-        mean, var = reference.statistics(x, shape.groups)
+        mean, var = reference.statistics(x, shape.groups, setup.counts)
         invstd, scale, shift = reference.coefficients(mean, var, setup.weight.double(), setup.bias.double(), EPS)
         statistics = {"mean": mean, "var": var}
         found = statistics | {"invstd": invstd, "scale": scale, "shift": shift}
@@ -103,7 +108,7 @@ def backward_cases() -> Iterator[Case]:
     for shape in (*_SHAPES, *_BACKWARD_BLOCKS):
         setup = _setup(shape)
         x, residual = setup.x.double(), _double(setup.residual)
-        mean, var = reference.statistics(x, shape.groups)
+        mean, var = reference.statistics(x, shape.groups, setup.counts)
         weight, bias = setup.weight.double(), setup.bias.double()
         invstd, scale, shift = reference.coefficients(mean, var, weight, bias, EPS)
         # What the kernel is given: rounded.
@@ -114,9 +119,9 @@ def backward_cases() -> Iterator[Case]:
         grad = normed["grad"].double()
         dbias, dweight = reference.reduce(grad, x, residual, scale, shift, mean, invstd, shape.relu)
         sums = {"grad_bias": dbias, "grad_weight": dweight}
-        count = shape.rows // shape.groups * shape.cells
+        count = _count(shape, setup)
         apart = reference.grouped(x, shape.groups).sub(mean[None, :, :, None, None]).abs().amax((0, 3, 4))
-        size = count * float(grad.abs().max())
+        size = float(count.max()) * float(grad.abs().max())
         floor = {
             "grad_bias": ROUNDING * size,
             "grad_weight": ROUNDING * size * float((apart * invstd).nan_to_num().max()),
@@ -127,10 +132,20 @@ def backward_cases() -> Iterator[Case]:
         means = [torch.from_numpy(generator.normal(0, 0.3, (2, *mean.shape))[i]).float() for i in range(2)]
         for phases, (dbias_mean, dweight_mean) in (
             (WRITE, means),
-            (SUM | WRITE, (dbias / count, dweight / count)),
+            (SUM | WRITE, (dbias / count[:, None], dweight / count[:, None])),
         ):
             dx, dresidual = reference.grad(
-                grad, x, residual, scale, shift, mean, invstd, dbias_mean.double(), dweight_mean.double(), shape.relu
+                grad,
+                x,
+                residual,
+                scale,
+                shift,
+                mean,
+                invstd,
+                dbias_mean.double(),
+                dweight_mean.double(),
+                shape.relu,
+                setup.counts,
             )
             want = {"out": dx} | ({"out_residual": dresidual} if shape.out_residual else {})
             given = normed
@@ -155,6 +170,7 @@ def _setup(shape: _Shape) -> _Setup:
     weight = torch.from_numpy(generator.uniform(0.5, 1.5, shape.channels)).float()
     weight[::7] *= -1
     bias = torch.from_numpy(generator.normal(0.0, 0.5, shape.channels)).float()
+    counts = torch.from_numpy(generator.integers(1, 9, (shape.rows, shape.cells, 1))).double() if shape.counts else None
     arguments = {
         "x": _cells(x, shape),
         "rows": shape.rows,
@@ -167,7 +183,15 @@ def _setup(shape: _Shape) -> _Setup:
     }
     if residual is not None:
         arguments["residual"] = _cells(residual, shape)
-    return _Setup(x, residual, weight, bias, arguments)
+    if counts is not None:
+        arguments["counts"] = Buffer(bits_of(counts.float()), "in", 4)
+    return _Setup(x, residual, weight, bias, counts, arguments)
+
+
+def _count(shape: _Shape, setup: _Setup) -> torch.Tensor:
+    """float64 [G]: the cells of each group."""
+    cells = torch.ones(shape.rows, shape.cells) if setup.counts is None else setup.counts[..., 0]
+    return cells.double().view(-1, shape.groups, shape.cells).sum((0, 2))
 
 
 def _gradient(

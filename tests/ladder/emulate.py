@@ -76,7 +76,7 @@ def ops_of(variant: Variant, root: Path) -> list[str]:
         there = build.cuda_sources(root)
         return [op for op in CUDA_OPS if op in there]
     there = build.cpu_sources(root)
-    return [op for op in CPU_OPS if op.removesuffix("_backward") in there]
+    return [op for op in CPU_OPS if op.split("_")[0] in there]
 
 
 def cases_of(variant: Variant, ops: Sequence[str]) -> list[Case]:
@@ -148,7 +148,7 @@ def affected(variant: Variant, mutation: Mutation, root: Path) -> list[str]:
     names = ops_of(variant, root)
     found = []
     for op in names:
-        source = root / "csrc" / folder / f"{op.removesuffix('_backward')}.{ending}"
+        source = root / "csrc" / folder / f"{op.split('_')[0]}.{ending}"
         if changed in build.closure(source, (build.EMULATOR,)):
             found.append(op)
     if {"regions", "inputs"} & set(found) and "align" not in found:

@@ -17,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgran_fast import ops
+from mgran_fast.ops import rows
 from mgran_fast.reference import align as align_reference
 from mgran_fast.reference import crops as crops_reference
 from mgran_fast.reference import inputs as inputs_reference
 from mgran_fast.reference import pooling as pooling_reference
 from mgran_fast.reference import regions as regions_reference
+from mgran_fast.reference import rows as rows_reference
 
 EXAMPLES = settings(max_examples=250)
 WILD = [float("nan"), float("inf"), -float("inf"), 3.4e38, -3.4e38, 1e-45, -1.0, 0.0, 0.5, 1.0, 7.25, 1e6]
@@ -46,10 +48,10 @@ def tensors(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -> torc
     if dtype == torch.uint8:
         values = torch.from_numpy(generator.integers(0, draw(st.sampled_from([1, 4, 256])), shape, dtype=np.uint8))
     elif dtype.is_floating_point:
-        values = torch.from_numpy(generator.uniform(-2.0, 12.0, shape).astype(np.float32))
+        values = torch.from_numpy(np.asarray(generator.uniform(-2.0, 12.0, shape), np.float32))
         if draw(st.booleans()):
             wild = torch.tensor(generator.choice(WILD, shape), dtype=torch.float32)
-            values = torch.where(torch.from_numpy(generator.random(shape) < 0.2), wild, values)
+            values = torch.where(torch.from_numpy(np.asarray(generator.random(shape) < 0.2)), wild, values)
         values = values.to(dtype)
     else:
         values = torch.from_numpy(generator.integers(-1, 5, shape)).to(dtype)
@@ -72,12 +74,12 @@ def strided(values: torch.Tensor, how: str) -> torch.Tensor:
     return values
 
 
-def answer(run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def answer(run: Callable[..., Any], *arguments: Any, more: type[Exception] = ValueError, **options: Any) -> Any:
     """What the op returns; None when it refuses (with words), and for meta tensors, which hold nothing."""
     refused = ""
     try:
         result = run(*arguments, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, more) as error:
         refused = f"{error} "
     if refused:
         assert len(refused) > 10
@@ -244,3 +246,106 @@ def test_pooling(
     got.sum().backward()
     assert features.grad is not None
     assert features.grad.shape == features.shape
+
+
+@EXAMPLES
+@given(
+    data=st.data(),
+    count=size,
+    channels=st.sampled_from([0, 1, 3, 16, 70]),
+    grid=st.tuples(size, size),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    training=st.booleans(),
+    relu=st.booleans(),
+    groups=st.integers(-1, 3),
+    eps=st.sampled_from([1e-5, 1e-5, 1.0, 0.0, -1.0, float("nan")]),
+    options=st.sets(st.sampled_from(["residual", "counts"])),
+)
+def test_batchnorm(
+    isa: str,
+    data: st.DataObject,
+    count: int,
+    channels: int,
+    grid: tuple[int, int],
+    dtype: torch.dtype,
+    training: bool,
+    relu: bool,
+    groups: int,
+    eps: float,
+    options: set[str],
+) -> None:
+    x = data.draw(tensors((count, channels, *grid), dtype))
+    weight, bias, mean, var = (data.draw(tensors((channels,), torch.float32)) for _ in range(4))
+    residual = data.draw(tensors((count, channels, *grid), dtype)) if "residual" in options else None
+    counts = data.draw(tensors((count, *grid), torch.float32)) if "counts" in options else None
+    if x.is_floating_point():
+        x.requires_grad_()
+    # Running statistics are written to: not to a row that is there over and over.
+    statistics = [value.clone() for value in (mean, var)]
+    got = answer(
+        ops.batchnorm, x, weight, bias, *statistics, residual, training=training, relu=relu, groups=groups, eps=eps,
+        counts=counts,
+    )  # fmt: skip
+    if got is None:
+        return
+    assert got.shape == x.shape
+    got.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    if training:
+        # Of a batch's statistics where numbers are wild there is little to say; tests/ops/test_batchnorm.py says it.
+        return
+    with np.errstate(all="ignore"):
+        exact = [value.detach().double()[:, None, None] for value in (weight, bias, mean, var)]
+        want = (x.detach().double() - exact[2]) * torch.rsqrt(exact[3] + eps) * exact[0] + exact[1]
+    # In float32 the formula is x * scale + shift, whose terms may cancel.
+    terms = (x.detach().double().abs() + exact[2].abs()) * (torch.rsqrt(exact[3] + eps) * exact[0]).abs() + 1
+    want = want if residual is None else want + residual.double()
+    want = want.relu() if relu else want
+    both = got.isfinite() & want.isfinite() & (terms < 1e30)
+    error = (got.detach().double() - want)[both].abs()
+    assert bool((error <= 2e-2 * (terms + want.abs())[both]).all())
+
+
+@EXAMPLES
+@given(
+    data=st.data(),
+    height=size,
+    channels=st.sampled_from([0, 1, 3, 16, 70]),
+    length=st.integers(0, 30),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    wild=st.booleans(),
+)
+def test_rows(
+    isa: str, data: st.DataObject, height: int, channels: int, length: int, dtype: torch.dtype, wild: bool
+) -> None:
+    x = data.draw(tensors((height, channels), dtype))
+    values = data.draw(tensors((length, channels), dtype))
+    index = data.draw(tensors((length,), torch.int32))
+    if not wild and index.dtype == torch.int32 and index.device.type == "cpu":
+        index = index.clamp(-1, height - 1)
+    got = answer(rows.gather, x, index, more=IndexError)
+    if got is not None:
+        assert torch.equal(bits(got), bits(rows_reference.gather(*tidy(x, index))))
+    inverse = answer(rows.invert, index, height, more=IndexError)
+    if inverse is None:
+        return
+    starts, members = rows_reference.invert(*tidy(index), height)
+    used = int(starts[-1])
+    assert torch.equal(inverse.starts, starts)
+    assert torch.equal(inverse.members[:used], members[:used])
+    base = data.draw(tensors((height, channels), dtype)) if data.draw(st.booleans()) else None
+    if data.draw(st.booleans()):
+        # Another inverse: of other places, or none at all.
+        inverse = rows.Inverse(
+            data.draw(tensors((height + 1,), torch.int32)), data.draw(tensors((length,), torch.int32))
+        )
+    got = answer(rows.total, values, inverse, base, more=IndexError)
+    if got is None:
+        return
+    exact = [value.double() for value in tidy(values, *([] if base is None else [base]))]
+    want = rows_reference.total(exact[0], *tidy(*inverse), *exact[1:])
+    terms = rows_reference.total(exact[0].abs(), *tidy(*inverse), *(value.abs() for value in exact[1:]))
+    both = got.isfinite() & want.isfinite() & (terms < 1e30)
+    error = (got.double() - want)[both].abs()
+    assert bool((error <= 2e-2 * terms[both]).all())
