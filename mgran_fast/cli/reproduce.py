@@ -139,7 +139,8 @@ def _list(results: dict[str, Result | None]) -> None:
 
     table = Table()
     for name in ("row", "", "data set", "splits", "published", "measured"):
-        table.add_column(name)
+        # Names are there to be copied.
+        table.add_column(name, no_wrap=name in ("row", "data set"))
     for row in ROWS.values():
         result = results[row.name]
         table.add_row(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mgran_fast.cli import main
+from mgran_fast.cli import common, main
 from mgran_fast.data import DataSet
 from mgran_fast.data.synthetic import write
 
@@ -71,7 +71,9 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs the command line in this process, from the entry point on."""
     root, package = logging.getLogger(), logging.getLogger("mgran_fast")
     handlers, level, own = root.handlers[:], root.level, package.level
-    monkeypatch.setenv("COLUMNS", "200")
+    # The console itself, whatever TERM says. Not its property ``width``, which would stay set.
+    monkeypatch.setattr(common.console, "_width", 200)
+    monkeypatch.setattr(common.console, "_height", 50)
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["mgran-fast", *map(str, arguments)])

@@ -42,7 +42,7 @@ def test_json(cli: Cli) -> None:
 
 
 def test_table(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.console, "width", 120)  # wide enough for a line a row
+    monkeypatch.setattr(common.console, "_width", 120)  # wide enough for a line a row
     outcome = cli("cost", *SMALL, "--precision", "float16")
     assert (outcome.code, outcome.out) == (0, "")
     assert "resnet18, 2 people, 64x32, shape full: COMPUTED, not measured" in outcome.err

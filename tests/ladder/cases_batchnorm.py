@@ -63,11 +63,12 @@ _SHAPES = (
     _Shape("pieces of a row", 4, 4, 130, 601, residual=False),
     _Shape("counts", 1, 1, 70, 33, counts=True),
     _Shape("counts, groups, bf16", 8, 4, 130, 19, 2, counts=True, offset=1),
+    _Shape("counts, four groups, f16", 8, 4, 66, 23, 1, counts=True, offset=1),
     _Shape("counts, pieces, big mean", 1, 1, 67, 2100, relu=False, residual=False, mean=200.0, std=0.5, counts=True),
 )
 # Both passes over one block of channels, then over the next: a block's tensors take more than the cache.
-_FORWARD_BLOCKS = (_Shape(BOTH_BLOCKS, 4, 4, 66, 4104, residual=False),)
-_BACKWARD_BLOCKS = (_Shape(BOTH_BLOCKS, 4, 4, 66, 1376),)
+_FORWARD_BLOCKS = (_Shape(BOTH_BLOCKS, 4, 4, 66, 4104, residual=False, counts=True),)
+_BACKWARD_BLOCKS = (_Shape(BOTH_BLOCKS, 4, 4, 66, 1376, counts=True),)
 
 
 @dataclass

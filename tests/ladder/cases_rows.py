@@ -48,6 +48,7 @@ def gather_cases() -> Iterator[Case]:
         expected = {"out": out.data.copy().view(np.uint8)}
         given = {**numbers, "x": Buffer(np.zeros(12, np.float32)), "index": index, "out": out}
         yield Case(f"index {value}", "rows_gather", given, expected, status=UNSUPPORTED)
+    yield Case("pitch -1", "rows_gather", {**numbers, "pitch": -1}, {}, status=UNSUPPORTED)
     yield from _odd("rows_gather", numbers)
 
 

@@ -158,6 +158,13 @@ CPU_MUTATIONS = (
         ("cpu",),
     ),
     Mutation(
+        "cpu-batchnorm-counts-forgotten-in-the-squares",
+        f"{_CPU}/batchnorm_rows.h",
+        "squares[i] = V::fma(all, away, squares[i]);",
+        "squares[i] = V::fma(away, away, squares[i]);",
+        ("cpu",),
+    ),
+    Mutation(
         "cpu-batchnorm-counts-forgotten-in-the-gradient",
         f"{_CPU}/batchnorm_rows.h",
         "if constexpr (kCounts) rest = V::mul(rest, V::set(counts[cell]));",
