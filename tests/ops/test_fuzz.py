@@ -26,6 +26,8 @@ from mgran_fast.reference import regions as regions_reference
 from mgran_fast.reference import rows as rows_reference
 
 EXAMPLES = settings(max_examples=250)
+# Of ops with many calls each: under a sanitizer time counts.
+FEWER = settings(max_examples=100)
 WILD = [float("nan"), float("inf"), -float("inf"), 3.4e38, -3.4e38, 1e-45, -1.0, 0.0, 0.5, 1.0, 7.25, 1e6]
 DTYPES = [torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool]
 LAYOUTS = ["region", "part", "box", "none", "limbs"]
@@ -248,7 +250,7 @@ def test_pooling(
     assert features.grad.shape == features.shape
 
 
-@EXAMPLES
+@FEWER
 @given(
     data=st.data(),
     count=size,
@@ -307,7 +309,7 @@ def test_batchnorm(
     assert bool((error <= 2e-2 * (terms + want.abs())[both]).all())
 
 
-@EXAMPLES
+@FEWER
 @given(
     data=st.data(),
     height=size,
