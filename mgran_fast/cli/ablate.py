@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mgran_fast.cli import app
-from mgran_fast.cli.options import Accelerator, Counts, Dataset, Devices, Nodes, Split, Strategy, Variant
+from mgran_fast.cli.options import (
+    Accelerator,
+    Counts,
+    Dataset,
+    Devices,
+    MasksFolder,
+    Nodes,
+    Split,
+    Strategy,
+    TrunkWeights,
+    Variant,
+)
 from mgran_fast.cli.train import machines_of, missing_extra, overrides, own_cache
 from mgran_fast.errors import DataError
 
@@ -38,16 +49,8 @@ def ablate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, in YAML; may be repeated."),
     ] = None,
-    masks: Annotated[
-        Path | None,
-        typer.Option(
-            help="Region cache of mgran-fast masks, or folder with masks/ and keypoints.json; default: DATA/regions,"
-            " else DATA; where neither is, RegionNet makes OUTPUT/regions."
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Trunk weights to start from: torchvision's .pth, or .safetensors.")
-    ] = None,
+    masks: MasksFolder = None,
+    weights: TrunkWeights = None,
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Train nothing: a table of the runs that are finished.")
     ] = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +26,17 @@ Counts = Annotated[
         help="published: refuse a folder with other numbers than the published ones; any: take it; or a JSON file with"
         " numbers.",
     ),
+]
+# Where the masks of a run are; common.open_masks takes it.
+MasksFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Region cache of mgran-fast masks, or folder with masks/ and keypoints.json; default: DATA/regions,"
+        " else DATA; where neither is, RegionNet makes OUTPUT/regions."
+    ),
+]
+TrunkWeights = Annotated[
+    Path | None, typer.Option(help="Trunk weights to start from: torchvision's .pth, or .safetensors.")
 ]
 # Where a run trains; cli.train.machines_of takes the four.
 Devices = Annotated[str, typer.Option(help="Processes on each machine: a number, or auto.", rich_help_panel="Machines")]

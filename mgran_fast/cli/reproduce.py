@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mgran_fast.cli import WORKERS, app
-from mgran_fast.cli.options import Accelerator, Counts, Devices, Nodes, Strategy
+from mgran_fast.cli.options import Accelerator, Counts, Devices, MasksFolder, Nodes, Strategy, TrunkWeights
 from mgran_fast.cli.train import machines_of, missing_extra, overrides, own_cache
 from mgran_fast.errors import DataError
 
@@ -24,16 +24,8 @@ def reproduce(
     row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="Which row; without it all are listed.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the row's data set. Wanted with a row.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for all rows: runs, and ROW.json.")] = Path("runs/reproduce"),
-    masks: Annotated[
-        Path | None,
-        typer.Option(
-            help="Region cache of mgran-fast masks, or folder with masks/ and keypoints.json; default: DATA/regions,"
-            " else DATA; where neither is, RegionNet makes OUTPUT/regions."
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Trunk weights to start from: torchvision's .pth, or .safetensors.")
-    ] = None,
+    masks: MasksFolder = None,
+    weights: TrunkWeights = None,
     splits: Annotated[
         str | None, typer.Option(help="Of a row with splits these alone, as 1,2,3; default: all of them.")
     ] = None,

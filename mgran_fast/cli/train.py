@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mgran_fast.cli import WORKERS, app
-from mgran_fast.cli.options import Accelerator, Counts, Dataset, Devices, Nodes, Split, Strategy, Variant
+from mgran_fast.cli.options import Accelerator, Counts, Dataset, Devices, MasksFolder, Nodes, Split, Strategy, Variant
 from mgran_fast.errors import DataError, MGRANError
 
 if TYPE_CHECKING:
@@ -54,13 +54,7 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings as YAML, and do nothing else.")
     ] = False,
-    masks: Annotated[
-        Path | None,
-        typer.Option(
-            help="Region cache of mgran-fast masks, or folder with masks/ and keypoints.json; default: DATA/regions,"
-            " else DATA; where neither is, RegionNet makes OUTPUT/regions."
-        ),
-    ] = None,
+    masks: MasksFolder = None,
     dataset: Dataset = "auto",
     variant: Variant = None,
     split: Split = None,

@@ -147,13 +147,8 @@ def backward(
     mean, invstd, scale, shift = normed
     module = _kernel(x) if overwrite and all_sum is None and x.device.type == "cpu" else None
     if module is not None and grad.is_contiguous(memory_format=torch.channels_last):
-        dbias, dweight = _vectors(x, len(mean), 2)
         dx, dresidual = grad, _like(x) if want_residual else None
-        _launch_backward(
-            module, grad, x, residual, relu, out=dx, out_residual=dresidual, mean=mean, invstd=invstd, scale=scale,
-            shift=shift, grad_bias=dbias, grad_weight=dweight, groups=len(mean), counts=_contiguous(counts),
-            phases=_SUM | _WRITE,
-        )  # fmt: skip
+        dbias, dweight = _both(module, dx, dresidual, grad, x, residual, mean, invstd, scale, shift, relu, counts)
     elif all_sum is None:
         dx, dresidual, dbias, dweight = _backward_op(
             grad, x, residual, mean, invstd, scale, shift, relu, want_residual, counts
@@ -417,14 +412,9 @@ def _backward(
             grad, x, residual, mean, invstd, scale, shift, dbias / count, dweight / count, relu, want_residual, counts
         )
         return dx, dresidual, dbias, dweight
-    dx, dresidual, dbias, dweight = _backward_fake(
-        grad, x, residual, mean, invstd, scale, shift, relu, want_residual, counts
-    )
-    _launch_backward(
-        module, grad, x, residual, relu, out=dx, out_residual=dresidual if want_residual else None, mean=mean,
-        invstd=invstd, scale=scale, shift=shift, grad_bias=dbias, grad_weight=dweight, groups=len(mean),
-        counts=_contiguous(counts), phases=_SUM | _WRITE,
-    )  # fmt: skip
+    dx, dresidual = _grad_fake(grad, x, residual, mean, invstd, scale, shift, mean, mean, relu, want_residual, counts)
+    wanted = dresidual if want_residual else None
+    dbias, dweight = _both(module, dx, wanted, grad, x, residual, mean, invstd, scale, shift, relu, counts)
     return dx, dresidual, dbias, dweight
 
 
@@ -442,6 +432,30 @@ def _backward_fake(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     dbias, dweight = _vectors(x, len(mean), 2)
     return _like(x), _like(x) if want_residual else x.new_empty(0), dbias, dweight
+
+
+def _both(
+    module: ModuleType,
+    dx: torch.Tensor,
+    dresidual: torch.Tensor | None,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    relu: bool,
+    counts: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both phases of the CPU kernel into dx, which may be grad itself, and dresidual; returns dbias and dweight."""
+    dbias, dweight = _vectors(x, len(mean), 2)
+    _launch_backward(
+        module, grad, x, residual, relu, out=dx, out_residual=dresidual, mean=mean, invstd=invstd, scale=scale,
+        shift=shift, grad_bias=dbias, grad_weight=dweight, groups=len(mean), counts=_contiguous(counts),
+        phases=_SUM | _WRITE,
+    )  # fmt: skip
+    return dbias, dweight
 
 
 def _launch_backward(

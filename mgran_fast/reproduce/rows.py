@@ -13,8 +13,6 @@ from mgran_fast.train.config import TrainConfig
 
 #: The folder of the settings.
 CONFIGS = Path(__file__).with_name("configs")
-#: What a row may be asked with.
-QUERIES = ("single", "multiple")
 #: The splits of CUHK03's classic protocol.
 CLASSIC = tuple(range(1, 21))
 

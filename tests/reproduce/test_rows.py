@@ -8,7 +8,8 @@ import yaml
 from mgran_fast.data.records import MARKET, SINGLE_GALLERY_SHOT
 from mgran_fast.data.sets import SETS
 from mgran_fast.errors import DataError
-from mgran_fast.reproduce.rows import CONFIGS, QUERIES, ROWS, Row, find
+from mgran_fast.metrics.protocols import QUERIES
+from mgran_fast.reproduce.rows import CONFIGS, ROWS, Row, find
 from mgran_fast.train.config import TrainConfig
 
 #: As printed, in percent.
