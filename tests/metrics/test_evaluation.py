@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from mgran_fast.data import CropDataset, DataSet, MaskFiles, Record, Sample, read_market
-from mgran_fast.data.synthetic import write
 from mgran_fast.errors import DataError
 from mgran_fast.metrics.evaluation import embed, evaluate, rank_embedded
 from mgran_fast.metrics.ranking import rank
@@ -22,17 +21,6 @@ from mgran_fast.mra.regionnet import RegionNet
 from mgran_fast.reference.ranking import rank as reference_rank
 
 SIZE = (32, 16)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return write(tmp_path_factory.mktemp("tiny") / "data", people=(0, 4), cameras=2, views=3, size=SIZE)
-
-
-@pytest.fixture(scope="module")
-def model() -> MGRAN:
-    torch.manual_seed(0)
-    return MGRAN(size=SIZE, trunk="resnet18").eval()
 
 
 @pytest.fixture

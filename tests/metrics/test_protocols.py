@@ -15,7 +15,6 @@ import torch.nn.functional as F  # noqa: N812
 
 from mgran_fast.data import DataSet, MaskFiles, Record, read_market
 from mgran_fast.data.records import MARKET, SINGLE_GALLERY_SHOT
-from mgran_fast.data.synthetic import write
 from mgran_fast.errors import DataError
 from mgran_fast.ma.embedding import concatenate
 from mgran_fast.metrics.evaluation import Evaluation, embed, evaluate
@@ -25,17 +24,6 @@ from mgran_fast.metrics.shots import ShotRanking, rank_shots
 from mgran_fast.model import MGRAN
 
 SIZE = (32, 16)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return write(tmp_path_factory.mktemp("tiny") / "data", people=(0, 4), cameras=2, views=3, size=SIZE)
-
-
-@pytest.fixture(scope="module")
-def model() -> MGRAN:
-    torch.manual_seed(0)
-    return MGRAN(size=SIZE, trunk="resnet18").eval()
 
 
 def labels(found: Evaluation) -> dict[str, np.ndarray]:
