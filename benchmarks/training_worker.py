@@ -1,4 +1,4 @@
-"""One contestant of test_training.py, in a process of its own: python training_worker.py KIND THREADS.
+"""One contestant of test_training.py, in a process of its own: python training_worker.py KIND THREADS MEMORY.
 
 For each line "step" of its input it takes a training step and answers with the loss; for "peak" with the most memory
 that the process ever had, and for "base" with what it had before the first step, in kB.
@@ -19,6 +19,7 @@ from mgran_fast import MGRAN, ops
 from mgran_fast.ma import MAOutput
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.losses import build
+from mgran_fast.train.memory import keep
 
 OURS, WHOLE, EAGER, COMPILED, FOUR = (
     "ours", "ours, whole images", "eager bf16", "torch.compile bf16", "four eager float32 passes",
@@ -116,7 +117,9 @@ def memory(name: str) -> str:
     return next(row.split()[1] for row in status.splitlines() if row.startswith(name))
 
 
-def main(kind: str, threads: int) -> None:
+def main(kind: str, threads: int, memory_kind: str) -> None:
+    if memory_kind == "kept memory" and not keep():
+        sys.exit("this C library has no mallopt")
     torch.set_num_threads(threads)
     step = step_of(kind)
     base = memory("VmRSS")
@@ -128,4 +131,4 @@ def main(kind: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -3,7 +3,8 @@
 // pooling_simd.h); hence no #pragma once.
 //
 // A few cells at a time, and of them strip after strip of channels: the strip's coefficients and sums are in registers
-// for those cells, and memory is read about as it lies.
+// for those cells. Memory is read about as it lies, but in as many places as there are cells and tensors, which no
+// processor foresees: each strip asks for the same one of the next cells.
 
 namespace mgran {
 namespace MGRAN_NAMESPACE {
@@ -14,6 +15,20 @@ using F = V::F;
 // Vectors of a strip. Where a vector is one number, compilers make vectors of the strip.
 constexpr int kStrip = V::kWidth == 1 ? 16 : 4;
 constexpr std::int64_t kTile = 8;  // cells
+
+// Asks for the lines of a strip of the next tile's cell, so that they are near by then. Behind the last one nothing
+// comes of it.
+template <int N, bool kToWrite = false, typename Storage>
+MGRAN_INLINE void fetch_ahead([[maybe_unused]] const Storage* strip, [[maybe_unused]] std::int64_t step) {
+#if defined(__GNUC__)
+  constexpr int kLine = 64 / static_cast<int>(sizeof(Storage));
+  const std::uintptr_t next = reinterpret_cast<std::uintptr_t>(strip) + kTile * step * sizeof(Storage);
+  // Narrow rows lie so close that processors foresee them.
+  if constexpr (N > 1)
+    for (int at = 0; at < N * V::kWidth; at += kLine)
+      __builtin_prefetch(reinterpret_cast<const void*>(next + at * sizeof(Storage)), kToWrite, 2);
+#endif
+}
 
 // A strip of some cells: where it begins in the tensors, among all channels of all groups, and in the sums.
 struct Strip {
@@ -32,9 +47,10 @@ MGRAN_TARGET MGRAN_INLINE void statistics(const BatchnormTask& task, const Strip
   for (int i = 0; i < N; ++i) {
     pivot[i] = V::load(first + i * V::kWidth, T{});
     sum[i] = V::load(strip.sums + i * V::kWidth);
-    squares[i] = V::load(strip.sums + task.sums_width + i * V::kWidth);
+    squares[i] = V::load(strip.sums + task.args->channels + i * V::kWidth);
   }
   for (std::int64_t cell = 0; cell < strip.cells; ++cell, x += step) {
+    fetch_ahead<N>(x, step);
     for (int i = 0; i < N; ++i) {
       const F away = V::sub(V::load(x + i * V::kWidth, T{}), pivot[i]);
       const F all = kCounts ? V::mul(away, V::set(counts[cell])) : away;
@@ -44,7 +60,7 @@ MGRAN_TARGET MGRAN_INLINE void statistics(const BatchnormTask& task, const Strip
   }
   for (int i = 0; i < N; ++i) {
     V::template save<false>(strip.sums + i * V::kWidth, sum[i], Float32{});
-    V::template save<false>(strip.sums + task.sums_width + i * V::kWidth, squares[i], Float32{});
+    V::template save<false>(strip.sums + task.args->channels + i * V::kWidth, squares[i], Float32{});
   }
 }
 
@@ -70,6 +86,9 @@ MGRAN_TARGET MGRAN_INLINE void apply(const BatchnormTask& task, const Strip& str
   }
   const F zero = V::set(0.0f);
   for (std::int64_t cell = 0; cell < strip.cells; ++cell, x += step, residual += step, out += step) {
+    fetch_ahead<N>(x, step);
+    if constexpr (kResidual) fetch_ahead<N>(residual, step);
+    if constexpr (!kStream) fetch_ahead<N, true>(out, step);
     for (int i = 0; i < N; ++i) {
       const int at = i * V::kWidth;
       F z = before_relu<T, kResidual>(V::load(x + at, T{}), residual + at, scale[i], shift[i]);
@@ -102,9 +121,12 @@ MGRAN_TARGET MGRAN_INLINE void reduce(const BatchnormTask& task, const Strip& st
     shift[i] = kRelu ? V::load(args.shift + at) : V::set(0.0f);
     mean[i] = V::load(args.mean + at);
     bias[i] = V::load(strip.sums + i * V::kWidth);
-    weight[i] = V::load(strip.sums + task.sums_width + i * V::kWidth);
+    weight[i] = V::load(strip.sums + task.args->channels + i * V::kWidth);
   }
   for (std::int64_t cell = 0; cell < strip.cells; ++cell, x += step, grad += step, residual += step) {
+    fetch_ahead<N>(x, step);
+    fetch_ahead<N>(grad, step);
+    if constexpr (kResidual) fetch_ahead<N>(residual, step);
     for (int i = 0; i < N; ++i) {
       const int at = i * V::kWidth;
       const F value = V::load(x + at, T{});
@@ -115,7 +137,7 @@ MGRAN_TARGET MGRAN_INLINE void reduce(const BatchnormTask& task, const Strip& st
   }
   for (int i = 0; i < N; ++i) {
     V::template save<false>(strip.sums + i * V::kWidth, bias[i], Float32{});
-    V::template save<false>(strip.sums + task.sums_width + i * V::kWidth, weight[i], Float32{});
+    V::template save<false>(strip.sums + task.args->channels + i * V::kWidth, weight[i], Float32{});
   }
 }
 
@@ -142,6 +164,11 @@ MGRAN_TARGET MGRAN_INLINE void grad(const BatchnormTask& task, const Strip& stri
     constant[i] = V::mul(scale[i], V::load(task.grad_bias_mean + at));
   }
   for (std::int64_t cell = 0; cell < strip.cells; ++cell, x += step, given += step, residual += step, out += step) {
+    fetch_ahead<N>(x, step);
+    fetch_ahead<N>(given, step);
+    if constexpr (kResidual) fetch_ahead<N>(residual, step);
+    if constexpr (!kStream) fetch_ahead<N, true>(out, step);
+    if (!kStream && out_residual) fetch_ahead<N, true>(out_residual, step);
     for (int i = 0; i < N; ++i) {
       const int at = i * V::kWidth;
       const F value = V::load(x + at, T{});
@@ -181,7 +208,7 @@ MGRAN_TARGET void statistics_of(const BatchnormTask& task) {
       static_cast<const typename T::Storage*>(task.args->x) + task.cell * task.args->channels + task.first;
   const F share = V::set(1.0f / static_cast<float>(task.count));
   for (std::int64_t c = 0; c < task.channels; c += V::kWidth) {
-    float *sums = task.sums + c, *squares = sums + task.sums_width;
+    float *sums = task.sums + c, *squares = sums + task.args->channels;
     const F sum = V::load(sums), mean = V::mul(sum, share);
     V::template save<false>(squares, V::sub(V::load(squares), V::mul(sum, mean)), Float32{});
     V::template save<false>(sums, V::add(V::load(first + c, T{}), mean), Float32{});

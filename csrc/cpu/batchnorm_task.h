@@ -12,9 +12,9 @@ struct BatchnormTask {
   std::int64_t cell, cells;      // the first cell, counted through all rows, and how many
   std::int64_t first, channels;  // the task's channels, a multiple of the vectors' width
   std::int64_t group;
-  double count;             // how many cells the task's stand for
-  float* sums;              // first phase: [2, channels of the block]: mean and sum of squares about it, or the sums
-  std::int64_t sums_width;  // channels of the block; `sums` begins at the task's first channel
+  double count;  // first phase: how many cells the task's stand for
+  float* sums;   // first phase: two rows of all channels, 0 before: mean and sum of squares about it, or the sums;
+                 // begins at the task's first channel
   const float* grad_bias_mean;  // second phase of backward: [groups, channels]
   const float* grad_weight_mean;
   bool stream;  // store past the caches; everything is aligned to 64 bytes

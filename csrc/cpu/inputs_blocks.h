@@ -6,6 +6,7 @@
 #include "../inputs.h"
 #include "dispatch.h"
 #include "half.h"
+#include "inputs_pages.h"
 
 namespace mgran {
 
@@ -155,7 +156,7 @@ MGRAN_AVX2 std::int64_t inputs_avx2(const InputsSpan<typename T::Storage>& span)
       }
     }
   }
-  if (kStream) _mm_sfence();
+  if (kStream) end_stream();
   return p;
 }
 
@@ -258,7 +259,7 @@ MGRAN_AVX512 std::int64_t inputs_avx512(const InputsSpan<typename T::Storage>& s
   }
   std::int64_t p = 0;
   for (; p + kBlock <= span.pixels; p += kBlock) inputs_block<kStream>(span, p, scale, mean, std, T{});
-  if (kStream) _mm_sfence();
+  if (kStream) end_stream();
   return p;
 }
 

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dispatch.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
@@ -34,6 +36,13 @@ inline bool prepare_output([[maybe_unused]] void* out, std::int64_t bytes) {
   }
 #endif
   return bytes >= kLargeOutput;
+}
+
+// To be called by each thread that stored past the caches, before others may read what it stored.
+inline void end_stream() {
+#if MGRAN_X86
+  _mm_sfence();
+#endif
 }
 
 }  // namespace mgran

@@ -86,6 +86,7 @@ void run(const MgranPooling& args, int threads, bool is_backward) {
     task.channels = channels - task.channels;
     task.stream = false;
     if (task.channels) rest(task);
+    if (stream) mgran::end_stream();
   }
 }
 
