@@ -115,9 +115,9 @@ CPU_MUTATIONS = (
         ("cpu",),
     ),
     Mutation(
-        "cpu-batchnorm-sums-of-the-block-before",
+        "cpu-batchnorm-sums-of-the-group-before",
         f"{_CPU}/batchnorm.cpp",
-        "        std::fill_n(task.sums, 2 * plan.block, 0.0f);\n",
+        "    std::fill(squares.begin(), squares.end(), 0.0);\n",
         "",
         ("cpu",),
     ),
@@ -131,8 +131,8 @@ CPU_MUTATIONS = (
     Mutation(
         "cpu-batchnorm-means-of-pieces-alike",
         f"{_CPU}/batchnorm.cpp",
-        "sums[(i * 2 + 1) * plan.block + c] + away * away * count * more / total;",
-        "sums[(i * 2 + 1) * plan.block + c];",
+        "more_squares[c] + away * away * weight;",
+        "more_squares[c];",
         ("cpu",),
     ),
     Mutation(
@@ -146,8 +146,8 @@ CPU_MUTATIONS = (
     Mutation(
         "cpu-batchnorm-shared-sums",
         f"{_CPU}/batchnorm.cpp",
-        "task.sums = sums.data() + i * 2 * plan.block;",
-        "task.sums = sums.data() + 0 * i * plan.block;",
+        "task.sums = sums.data() + i * 2 * args.channels;",
+        "task.sums = sums.data() + 0 * i * args.channels;",
         ("cpu-tsan",),
     ),
     Mutation(
@@ -174,8 +174,8 @@ CPU_MUTATIONS = (
     Mutation(
         "cpu-batchnorm-pieces-count-their-cells",
         f"{_CPU}/batchnorm.cpp",
-        "made.count = counts.empty() ?",
-        "made.count = true ?",
+        "counts.push_back(first ?",
+        "counts.push_back(false ?",
         ("cpu",),
     ),
     Mutation(
