@@ -20,6 +20,7 @@
 #include "crops.h"
 #include "inputs.h"
 #include "pooling.h"
+#include "ranking.h"
 #include "regions.h"
 #include "rows.h"
 
@@ -322,6 +323,39 @@ MgranRows rows_args(Address x, Address index, Address starts, Address members, A
   return args;
 }
 
+MgranRanking ranking_args(Address values, Address query_terms, Address gallery_terms, Address begins, Address ends,
+                          Address members, Address nobody, Address query_cameras, Address gallery_cameras, Address ap,
+                          Address inp, Address first, Address nan, std::int64_t queries, std::int64_t gallery,
+                          std::int64_t count, std::int64_t nobodies, bool is_double, std::int32_t metric,
+                          std::int32_t ties, bool trapezoid) {
+  want(queries >= 0 && gallery >= 0 && count >= 0 && nobodies >= 0, "sizes must not be negative");
+  want(metric == MGRAN_DISTANCES || (query_terms && gallery_terms), "products need terms of both sides");
+  want(!query_cameras == !gallery_cameras, "cameras are given for both sides or for neither");
+  MgranRanking args{};
+  args.values = reinterpret_cast<const void*>(values);
+  args.query_terms = reinterpret_cast<const void*>(query_terms);
+  args.gallery_terms = reinterpret_cast<const void*>(gallery_terms);
+  args.begins = reinterpret_cast<const std::int64_t*>(begins);
+  args.ends = reinterpret_cast<const std::int64_t*>(ends);
+  args.members = reinterpret_cast<const std::int64_t*>(members);
+  args.nobody = reinterpret_cast<const std::int64_t*>(nobody);
+  args.query_cameras = reinterpret_cast<const std::int64_t*>(query_cameras);
+  args.gallery_cameras = reinterpret_cast<const std::int64_t*>(gallery_cameras);
+  args.ap = reinterpret_cast<double*>(ap);
+  args.inp = reinterpret_cast<double*>(inp);
+  args.first = reinterpret_cast<std::int64_t*>(first);
+  args.nan = reinterpret_cast<std::int64_t*>(nan);
+  args.queries = queries;
+  args.gallery = gallery;
+  args.count = count;
+  args.nobodies = nobodies;
+  args.is_double = is_double;
+  args.metric = metric;
+  args.ties = ties;
+  args.trapezoid = trapezoid;
+  return args;
+}
+
 // Adds a function that takes the arguments of `make`, by name and in any order, and one more: the number of threads
 // on the CPU, the stream's handle on the GPU.
 template <typename Args, typename... P, std::size_t... I>
@@ -375,6 +409,10 @@ constexpr const char* kPooling[] = {"features", "map",      "region", "out",    
 
 constexpr const char* kRows[] = {"x",    "index", "starts",   "members", "base", "out",
                                  "rows", "count", "channels", "pitch",   "dtype"};
+constexpr const char* kRanking[] = {"values", "query_terms",   "gallery_terms",   "begins", "ends",     "members",
+                                    "nobody", "query_cameras", "gallery_cameras", "ap",     "inp",      "first",
+                                    "nan",    "queries",       "gallery",         "count",  "nobodies", "is_double",
+                                    "metric", "ties",          "trapezoid"};
 constexpr const char* kBatchnorm[] = {
     "x",      "residual", "grad",  "out",      "out_residual", "weight",      "bias",           "mean",
     "var",    "invstd",   "scale", "shift",    "grad_bias",    "grad_weight", "grad_bias_mean", "grad_weight_mean",
@@ -433,6 +471,7 @@ PYBIND11_MODULE(_C, m) {
   define(m, "batchnorm_backward_cpu", batchnorm_args, mgran_batchnorm_backward_cpu, kBatchnorm);
   define(m, "conv_cpu", conv_args, mgran_conv_cpu, kConv);
   bind_network(m);
+  define(m, "ranking_cpu", ranking_args, mgran_ranking_cpu, kRanking);
   define(m, "rows_gather_cpu", rows_args, mgran_rows_gather_cpu, kRows);
   define(m, "rows_total_cpu", rows_args, mgran_rows_total_cpu, kRows);
   define(m, "rows_invert_cpu", rows_args, mgran_rows_invert_cpu, kRows);

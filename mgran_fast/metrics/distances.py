@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,12 +17,44 @@ import torch
 
 #: What the functions of this package take for numbers: a tensor, a NumPy array, or a (nested) list.
 Numbers: TypeAlias = torch.Tensor | npt.NDArray[Any] | Sequence[Any]
-#: ``rows(start, stop)`` gives the distances of these rows to every column, a new tensor [stop - start, M].
+#: ``rows(start, stop)`` gives something of these rows for every column, a tensor [stop - start, M].
 Rows: TypeAlias = Callable[[int, int], torch.Tensor]
 
 METRICS = ("euclidean", "cosine")
 #: How many distances are worked on at once when no ``chunk`` is given.
 CHUNK_DISTANCES = 2**23
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The distances of N rows to M columns, prepared; each is computed when it is asked for.
+
+    Attributes:
+        shape: N, M.
+        kind: "distances", or the metric of the embeddings whose products :attr:`values` are.
+        values: float32 or float64, contiguous: the distances, or the products. They may be somebody else's memory.
+        row_terms, column_terms: with products, in their dtype, [N] and [M]: the squared lengths of the embeddings
+            ("euclidean"), or the inverses of their lengths ("cosine").
+        device: where all this is.
+    """
+
+    shape: tuple[int, int]
+    kind: str
+    values: Rows
+    row_terms: torch.Tensor | None
+    column_terms: torch.Tensor | None
+    device: torch.device
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """The distances [stop - start, M] of these rows, a new tensor."""
+        values = self.values(start, stop)
+        if self.row_terms is None or self.column_terms is None:
+            # The sum is a copy, and turns -0 into 0, which some sorts tell apart.
+            return values.add(0.0)
+        own = self.row_terms[start:stop, None]
+        if self.kind == "euclidean":
+            return values.mul_(-2).add_(own).add_(self.column_terms).clamp_(min=0).sqrt_()
+        return values.mul_(own).mul_(self.column_terms).neg_().add_(1).clamp_(0, 2)
 
 
 def as_tensor(values: Numbers, name: str) -> torch.Tensor:
@@ -62,10 +95,10 @@ def pairwise(
     b_visibility: Numbers | None = None,
     *,
     names: tuple[str, str] = ("a", "b"),
-) -> tuple[Rows, int, int]:
+) -> Pairs:
     """Check two sets of embeddings, and prepare their distances without computing any.
 
-    Returns (rows, N, M). Arguments and errors are those of :func:`euclidean`, :func:`cosine` and, with
+    Arguments and errors are those of :func:`euclidean`, :func:`cosine` and, with
     visibilities, :func:`visible`; ``names`` is what the errors call ``a`` and ``b``.
     """
     if metric not in METRICS:
@@ -88,7 +121,7 @@ def pairwise(
         _squares(left.flatten(0, 1), names[0])
         _squares(right.flatten(0, 1), names[1])
         rows = _visible_rows(left, right, left_seen, right_seen, metric, dtype)
-        return rows, left.shape[0], right.shape[0]
+        return Pairs((left.shape[0], right.shape[0]), "distances", rows, None, None, left.device)
     if left.ndim != 2 or right.ndim != 2:
         raise ValueError(
             f"{names[0]} and {names[1]} must be [N, D] and [M, D], not {list(left.shape)} and "
@@ -99,10 +132,15 @@ def pairwise(
             f"{names[0]} has {left.shape[1]} features a row and {names[1]} {right.shape[1]}: "
             "they must come from the same model"
         )
-    left_square, right_square = _squares(left, names[0]).to(dtype), _squares(right, names[1]).to(dtype)
+    terms = [_squares(side, name).to(dtype) for side, name in zip((left, right), names, strict=True)]
+    if metric == "cosine":
+        terms = [_inverse(squares.sqrt()) for squares in terms]
     right = right.to(dtype)
-    build = _euclidean_rows if metric == "euclidean" else _cosine_rows
-    return build(left, right, left_square, right_square), left.shape[0], right.shape[0]
+
+    def products(start: int, stop: int) -> torch.Tensor:
+        return _product(left[start:stop], right)
+
+    return Pairs((left.shape[0], right.shape[0]), metric, products, terms[0], terms[1], left.device)
 
 
 def euclidean(a: Numbers, b: Numbers, *, chunk: int | None = None) -> torch.Tensor:
@@ -171,17 +209,17 @@ def visible(
 
 
 @torch.no_grad()
-def _fill(prepared: tuple[Rows, int, int], chunk: int | None) -> torch.Tensor:
-    rows, n, m = prepared
+def _fill(pairs: Pairs, chunk: int | None) -> torch.Tensor:
+    n, m = pairs.shape
     step = rows_per_chunk(chunk, m)
     if n <= step:
-        return rows(0, n)
-    first = rows(0, step)
+        return pairs.rows(0, n)
+    first = pairs.rows(0, step)
     out = first.new_empty(n, m)
     out[:step] = first
     for start in range(step, n, step):
         stop = min(start + step, n)
-        out[start:stop] = rows(start, stop)
+        out[start:stop] = pairs.rows(start, stop)
     return out
 
 
@@ -217,7 +255,7 @@ def _squares(features: torch.Tensor, name: str) -> torch.Tensor:
     """The squared length of each row, at least float32. Raises ValueError for a row that has none."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     # Not the square of a norm, which rounds twice. In blocks, to hold no second copy of a gallery.
-    squares = torch.cat([block.to(dtype).square().sum(dim=1) for block in torch.split(features, 2**14)])
+    squares = torch.cat([block.to(dtype).square().sum(dim=1) for block in torch.split(features, 2**11)])
     bad = ~squares.isfinite()
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
@@ -231,26 +269,6 @@ def _squares(features: torch.Tensor, name: str) -> torch.Tensor:
 def _inverse(lengths: torch.Tensor) -> torch.Tensor:
     """1 / length, and 0 for a zero vector, which then has cosine 0 with everything."""
     return torch.where(lengths > torch.finfo(lengths.dtype).tiny, lengths.reciprocal(), 0)
-
-
-def _euclidean_rows(a: torch.Tensor, b: torch.Tensor, a_square: torch.Tensor, b_square: torch.Tensor) -> Rows:
-    a_square = a_square[:, None]
-
-    def rows(start: int, stop: int) -> torch.Tensor:
-        dots = _product(a[start:stop], b)
-        return dots.mul_(-2).add_(a_square[start:stop]).add_(b_square).clamp_(min=0).sqrt_()
-
-    return rows
-
-
-def _cosine_rows(a: torch.Tensor, b: torch.Tensor, a_square: torch.Tensor, b_square: torch.Tensor) -> Rows:
-    a_scale, b_scale = _inverse(a_square.sqrt())[:, None], _inverse(b_square.sqrt())
-
-    def rows(start: int, stop: int) -> torch.Tensor:
-        dots = _product(a[start:stop], b)
-        return dots.mul_(a_scale[start:stop]).mul_(b_scale).neg_().add_(1).clamp_(0, 2)
-
-    return rows
 
 
 def _visible_rows(

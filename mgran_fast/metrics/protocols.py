@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from mgran_fast.data.records import MARKET, SINGLE_GALLERY_SHOT, Record
-from mgran_fast.metrics.ranking import AP
+from mgran_fast.metrics.hits import AP
 
 __all__ = ["AP_TEXT", "PROTOCOLS", "QUERIES", "describe", "further", "merge"]
 

@@ -24,7 +24,9 @@ import numpy as np
 import torch
 
 from mgran_fast.metrics.distances import Numbers, rows_per_chunk
-from mgran_fast.metrics.ranking import Bools, Floats, Ints, Problem, sorted_where
+from mgran_fast.metrics.hits import sorted_where
+from mgran_fast.metrics.problem import Problem
+from mgran_fast.metrics.ranking import Bools, Floats, Ints
 
 __all__ = ["ShotRanking", "rank_shots"]
 

@@ -2,8 +2,13 @@
 
 For a query, gallery entries are *junk* when they show the query's person in the query's own camera (it may be
 the query picture itself), or when their identity is -1 (nobody's picture: distractor boxes of Market-1501).
-Junk is left out, the rest is sorted by distance, and of two entries at the same distance the one with the lower
-gallery index comes first. Let r_1 < ... < r_n be the 1-based ranks of the n entries that show the query's person.
+Junk is left out and the rest is sorted by distance. Of several entries at the same distance comes first
+
+    ties "index"         the one with the lower gallery index
+    ties "pessimistic"   what does not show the query's person
+    ties "optimistic"    what does
+
+and then the lower index. Let r_1 < ... < r_n be the 1-based ranks of the n entries that show the query's person.
 
     first              r_1
     CMC at k           1 when r_1 <= k, else 0
@@ -32,7 +37,12 @@ class Reference(NamedTuple):
 
 
 def order(
-    distances: Sequence[float], person: int, camera: int | None, people: Sequence[int], cameras: Sequence[int] | None
+    distances: Sequence[float],
+    person: int,
+    camera: int | None,
+    people: Sequence[int],
+    cameras: Sequence[int] | None,
+    ties: str = "index",
 ) -> list[int]:
     """Gallery indices for one query, best first, without junk. ``camera`` None: no camera rule."""
     kept = []
@@ -40,7 +50,13 @@ def order(
         same_camera = camera is not None and cameras is not None and cameras[index] == camera
         if other != -1 and not (other == person and same_camera):
             kept.append(index)
-    return sorted(kept, key=lambda index: (distances[index], index))
+
+    def later(index: int) -> bool:
+        """Whether the entry lets others at its distance pass."""
+        right = people[index] == person
+        return {"index": False, "pessimistic": right, "optimistic": not right}[ties]
+
+    return sorted(kept, key=lambda index: (distances[index], later(index), index))
 
 
 def rank(
@@ -51,13 +67,14 @@ def rank(
     gallery_cameras: Sequence[int] | None,
     *,
     ap: str = "hits",
+    ties: str = "index",
     max_rank: int = 50,
 ) -> Reference:
     """Rank a gallery [G] for each of Q queries by ``distances`` [Q, G]; NaN and 0 where a query has no match."""
     precisions, inverse, first = [], [], []
     for query, person in enumerate(query_ids):
         camera = None if query_cameras is None else query_cameras[query]
-        ranked = order(distances[query], person, camera, gallery_ids, gallery_cameras)
+        ranked = order(distances[query], person, camera, gallery_ids, gallery_cameras, ties)
         hits = [place for place, index in enumerate(ranked, start=1) if gallery_ids[index] == person]
         if not hits:
             precisions.append(math.nan)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +37,39 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
     return {**problem, **NO_CAMERAS} if draw(st.booleans()) else problem
 
 
+@contextmanager
+def backend_of(choice: str) -> Iterator[None]:
+    """The native kernel, where it is built, or plain torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MGRAN_BACKEND", "auto" if choice == "native" else choice)
+        yield
+
+
 def expected(problem: dict[str, Any], **options: Any) -> reference.Reference:
     return reference.rank(problem["distances"].tolist(), *(problem[name] for name in LABELS), **options)
 
 
-@settings(max_examples=300)
-@given(problems(), st.sampled_from(["hits", "trapezoid"]), st.integers(1, 20), st.sampled_from([None, 1, 2, 5]))
-def test_rank_equals_the_reference(problem: dict[str, Any], ap: str, max_rank: int, chunk: int | None) -> None:
-    right = expected(problem, ap=ap, max_rank=max_rank)
-    if not any(right.first):
-        with pytest.raises(ValueError, match="no query has a right match"):
-            rank(**problem, ap=ap, max_rank=max_rank, chunk=chunk)
-        return
-    found = rank(**problem, ap=ap, max_rank=max_rank, chunk=chunk)
+@settings(max_examples=500)
+@given(
+    problems(),
+    st.sampled_from(["hits", "trapezoid"]),
+    st.sampled_from(["index", "pessimistic", "optimistic"]),
+    st.integers(1, 20),
+    st.sampled_from([None, 1, 2, 5]),
+    st.sampled_from(["native", "reference"]),
+)
+def test_rank_equals_the_reference(
+    problem: dict[str, Any], ap: str, ties: str, max_rank: int, chunk: int | None, backend: str
+) -> None:
+    right = expected(problem, ap=ap, ties=ties, max_rank=max_rank)
+    options: dict[str, Any] = {**problem, "ap": ap, "ties": ties, "max_rank": max_rank, "chunk": chunk}
+    with backend_of(backend):
+        if not any(right.first):
+            with pytest.raises(ValueError, match="no query has a right match"):
+                rank(**options)
+            return
+        found = rank(**options)
+    assert (found.definition, found.ties) == (ap, ties)
     assert found.first.tolist() == right.first
     assert found.cmc.tolist() == right.cmc
     np.testing.assert_array_equal(found.ap, right.ap)
@@ -129,6 +151,23 @@ def test_ties_go_to_the_lower_index() -> None:
     assert found.first.tolist() == [2]
     assert found.ap[0] == (1 / 2 + 2 / 4) / 2
     assert top(**same, k=3).index.tolist() == [[0, 1, 2]]
+
+
+def test_ties_may_go_to_the_wrong_or_the_right_ones() -> None:
+    same = {"distances": np.ones((1, 4)), "query_ids": [7], "gallery_ids": [1, 7, 1, 7], **NO_CAMERAS}
+    worst, best = rank(**same, ties="pessimistic"), rank(**same, ties="optimistic")
+    assert (worst.first.tolist(), best.first.tolist()) == ([3], [1])
+    assert (worst.map, best.map) == ((1 / 3 + 2 / 4) / 2, 1.0)
+
+
+def test_queries_without_a_match_may_count_as_never_found() -> None:
+    found = rank(**by_hand(), max_rank=6)
+    valid, every = found.summary((2,)), found.summary((2,), divisor="all")
+    assert (valid["rank2"], every["rank2"]) == (1, 2 / 3)
+    assert every["map"] == pytest.approx(found.map * 2 / 3)
+    assert every["minp"] == pytest.approx(found.minp * 2 / 3)
+    with pytest.raises(ValueError, match="divisor must be one of valid, all"):
+        found.summary(divisor="some")
 
 
 def test_negative_zero_is_zero() -> None:
@@ -230,6 +269,7 @@ def nan_distances() -> np.ndarray[Any, Any]:
         ({"query_ids": ["a", "b", "c"]}, TypeError, "query_ids must be a tensor or an array of numbers"),
         ({"query_cameras": None}, ValueError, "query_cameras is missing"),
         ({"ap": "mean"}, ValueError, "ap must be one of hits, trapezoid"),
+        ({"ties": "random"}, ValueError, "ties must be one of index, pessimistic, optimistic"),
         ({"max_rank": 0}, ValueError, "max_rank must be at least 1"),
         ({"chunk": 0}, ValueError, "chunk must be at least 1"),
     ],

@@ -1,0 +1,80 @@
+// The inner loops of `ranking` on the CPU, written once and compiled for each instruction set. The including file
+// defines, for every inclusion, MGRAN_NAMESPACE and MGRAN_TARGET (a function attribute); hence no #pragma once.
+// Plain loops: compilers make vectors of them.
+
+namespace mgran {
+namespace MGRAN_NAMESPACE {
+
+// The distances of one query; the first of them that is NaN, or -1. The steps, and so the bits, are those of
+// mgran_fast.metrics.distances. Adding 0 makes 0 of -0.
+template <typename T>
+MGRAN_TARGET std::int64_t fill(const MgranRanking& args, std::int64_t query, T* out) {
+  const T* values = static_cast<const T*>(args.values) + query * args.gallery;
+  const T* terms = static_cast<const T*>(args.gallery_terms);
+  const T own = args.metric == MGRAN_DISTANCES ? T{0} : static_cast<const T*>(args.query_terms)[query];
+  int some = 0;
+  if (args.metric == MGRAN_EUCLIDEAN) {
+    for (std::int64_t i = 0; i < args.gallery; ++i) {
+      const T square = (values[i] * T{-2} + own) + terms[i];
+      // A NaN stays one.
+      out[i] = std::sqrt(square < T{0} ? T{0} : square) + T{0};
+      some |= out[i] != out[i];
+    }
+  } else if (args.metric == MGRAN_COSINE) {
+    for (std::int64_t i = 0; i < args.gallery; ++i) {
+      const T distance = T{1} - values[i] * own * terms[i];
+      const T above = distance < T{0} ? T{0} : distance;
+      out[i] = (above > T{2} ? T{2} : above) + T{0};
+      some |= out[i] != out[i];
+    }
+  } else {
+    for (std::int64_t i = 0; i < args.gallery; ++i) {
+      out[i] = values[i] + T{0};
+      some |= out[i] != out[i];
+    }
+  }
+  if (!some) return -1;
+  std::int64_t first = 0;
+  while (out[first] == out[first]) ++first;
+  return first;
+}
+
+// How many of x [n] are less than, and how many at most, each of kThresholds values.
+template <typename T, int kThresholds>
+MGRAN_TARGET void count_some(const T* x, std::int64_t n, const T* at, std::int64_t* less, std::int64_t* most) {
+  using Int = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  // Blocks that 32 bits count, and that stay in the first cache.
+  constexpr std::int64_t kBlock = 4096;
+  for (int k = 0; k < kThresholds; ++k) less[k] = most[k] = 0;
+  for (std::int64_t begin = 0; begin < n; begin += kBlock) {
+    const T* block = x + begin;
+    const std::int64_t length = n - begin < kBlock ? n - begin : kBlock;
+    Int below[kThresholds] = {}, upto[kThresholds] = {};
+    for (std::int64_t i = 0; i < length; ++i) {
+      for (int k = 0; k < kThresholds; ++k) {
+        below[k] += block[i] < at[k];
+        upto[k] += block[i] <= at[k];
+      }
+    }
+    for (int k = 0; k < kThresholds; ++k) {
+      less[k] += below[k];
+      most[k] += upto[k];
+    }
+  }
+}
+
+template <typename T>
+MGRAN_TARGET void count(const T* x, std::int64_t n, const T* at, std::int64_t thresholds, std::int64_t* less,
+                        std::int64_t* most) {
+  std::int64_t k = 0;
+  for (; k + 4 <= thresholds; k += 4) count_some<T, 4>(x, n, at + k, less + k, most + k);
+  for (; k < thresholds; ++k) count_some<T, 1>(x, n, at + k, less + k, most + k);
+}
+
+inline RankingKernels kernels() { return {fill<float>, fill<double>, count<float>, count<double>}; }
+
+}  // namespace MGRAN_NAMESPACE
+}  // namespace mgran
+
+#undef MGRAN_NAMESPACE
+#undef MGRAN_TARGET
