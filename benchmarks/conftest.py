@@ -130,6 +130,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     terminalreporter.section("side by side: medians, and how many times longer the others take")
     for row in rows:
+        if "MB" in row:
+            verdict = "reached" if row["MB"] <= row["wanted MB"] else "NOT REACHED"
+            terminalreporter.write_line(f"{row['name']}: {row['MB']:.0f} MB, wanted {row['wanted MB']}, {verdict}")
+            continue
         ours = row["milliseconds"]["ours"]["median"]
         speed = "" if row["per second"] is None else f", {row['per second']:,.0f} a second"
         terminalreporter.write_line(f"{row['name']}, {row['threads']} thread(s): {ours:.3f} ms{speed}")

@@ -1,0 +1,125 @@
+"""Ranking at the size of Market-1501, 3,368 queries in a gallery of 15,913: from distances, and from embeddings.
+
+Peers: NumPy a query at a time, as toolkits do it, and torchreid's Cython where it can be imported. The memory of both
+ways is that of a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mgran_fast import rank
+
+QUERIES, GALLERY, PEOPLE, CAMERAS, WIDTH = 3368, 15913, 750, 6, 2048
+MODES = {"distances": 100, "embeddings": 300}  # and how many MB beyond the input were wanted
+
+# What a process of its own does with an input that it reads: it prints the MB that ranking takes beyond it. A few
+# queries come first, so that loading code does not count.
+MEMORY = """
+import sys
+import torch
+from mgran_fast import rank
+def kilobytes(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(row.split()[1] for row in lines if row.startswith(name)))
+given = torch.load(sys.argv[1])
+rank(**{k: v[:64] if k in ("distances", "query", "query_ids", "query_cameras") else v for k, v in given.items()})
+open("/proc/self/clear_refs", "w").write("5")  # the peak is from now on
+before = kilobytes("VmRSS")
+rank(**given)
+print((kilobytes("VmHWM") - before) / 1024)
+"""
+
+
+def labels() -> dict[str, np.ndarray[Any, Any]]:
+    generator = np.random.default_rng(0)
+    return {
+        "query_ids": generator.integers(0, PEOPLE, QUERIES),
+        "gallery_ids": generator.integers(0, PEOPLE, GALLERY),
+        "query_cameras": generator.integers(0, CAMERAS, QUERIES),
+        "gallery_cameras": generator.integers(0, CAMERAS, GALLERY),
+    }
+
+
+def given(mode: str) -> dict[str, Any]:
+    """Embeddings about a centre for each person, so that lists look like those of a model that learned something."""
+    found: dict[str, Any] = labels()
+    generator = torch.Generator().manual_seed(0)
+    width = WIDTH if mode == "embeddings" else 64
+    centres = torch.randn(PEOPLE, width, generator=generator)
+    for side in ("query", "gallery"):
+        own = centres[torch.from_numpy(found[f"{side}_ids"])]
+        found[side] = own + 1.5 * torch.randn(own.shape, generator=generator)
+    if mode == "distances":
+        found["distances"] = torch.cdist(found.pop("query"), found.pop("gallery")).numpy()
+    return found
+
+
+def by_rows(
+    distances: np.ndarray[Any, Any],
+    query_ids: np.ndarray[Any, Any],
+    gallery_ids: np.ndarray[Any, Any],
+    query_cameras: np.ndarray[Any, Any],
+    gallery_cameras: np.ndarray[Any, Any],
+) -> float:
+    """The mean average precision, a query at a time: an argsort, a mask, and sums."""
+    precisions = []
+    for row, person, camera in zip(distances, query_ids, query_cameras, strict=True):
+        order = np.argsort(row)
+        ids = gallery_ids[order]
+        kept = ~((ids == person) & (gallery_cameras[order] == camera))
+        places = np.flatnonzero(ids[kept] == person) + 1
+        if len(places):
+            precisions.append((np.arange(1, len(places) + 1) / places).mean())
+    return float(np.mean(precisions))
+
+
+def test_distances(compare: Callable[..., None]) -> None:
+    problem = given("distances")
+    peers: dict[str, Callable[[], object]] = {
+        "ours": lambda: rank(**problem),
+        "NumPy, a query at a time": lambda: by_rows(**problem),
+        "NumPy, the argsort alone": lambda: np.argsort(problem["distances"], axis=1),
+    }
+    bar = "NumPy, a query at a time"
+    # Of entries at the same distance an unstable sort takes any first.
+    assert rank(**problem).map == pytest.approx(by_rows(**problem), rel=1e-5)
+    try:
+        torchreid = importlib.import_module("torchreid.metrics.rank_cylib.rank_cy")
+    except ImportError:
+        sys.stdout.write("torchreid's Cython is not there: not raced\n")
+    else:
+        arguments = [problem[k] for k in ("distances", "query_ids", "gallery_ids", "query_cameras", "gallery_cameras")]
+        peers["torchreid, Cython"] = lambda: torchreid.evaluate_cy(*arguments, 50)
+        bar += "|torchreid, Cython"
+    compare(f"ranking, {QUERIES} x {GALLERY} distances", peers, {bar: 1 / 0.15}, count=QUERIES)
+
+
+def test_embeddings(compare: Callable[..., None]) -> None:
+    problem = given("embeddings")
+    query, gallery = problem["query"], problem["gallery"]
+    compare(
+        f"ranking, {QUERIES} x {GALLERY} embeddings of {WIDTH}",
+        {"ours": lambda: rank(**problem), "the matrix product alone": lambda: query @ gallery.T},
+        {"the matrix product alone": 1 / 1.3},
+        count=QUERIES,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are read from /proc")
+@pytest.mark.parametrize("mode", MODES)
+def test_memory(mode: str, board: Any, tmp_path: Path) -> None:
+    torch.save({name: torch.as_tensor(value) for name, value in given(mode).items()}, tmp_path / "given.pt")
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "given.pt")]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    name = f"ranking, {mode}: memory beyond the input"
+    board.rows.append({"name": name, "MB": float(answer.stdout), "wanted MB": MODES[mode]})
