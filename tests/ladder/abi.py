@@ -144,6 +144,30 @@ Rows = _struct(
     pitch=_i64,
     dtype=_i32,
 )
+Ranking = _struct(
+    "Ranking",
+    values=_pointer,
+    query_terms=_pointer,
+    gallery_terms=_pointer,
+    begins=_pointer,
+    ends=_pointer,
+    members=_pointer,
+    nobody=_pointer,
+    query_cameras=_pointer,
+    gallery_cameras=_pointer,
+    ap=_pointer,
+    inp=_pointer,
+    first=_pointer,
+    nan=_pointer,
+    queries=_i64,
+    gallery=_i64,
+    count=_i64,
+    nobodies=_i64,
+    is_double=_i32,
+    metric=_i32,
+    ties=_i32,
+    trapezoid=_i32,
+)
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "crops": Crops,
@@ -154,6 +178,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "pooling_backward": Pooling,
     "batchnorm": Batchnorm,
     "batchnorm_backward": Batchnorm,
+    "ranking": Ranking,
     "rows_gather": Rows,
     "rows_total": Rows,
     "rows_invert": Rows,

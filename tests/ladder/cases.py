@@ -2,7 +2,8 @@
 
 ``cases(op, device)`` lists the cases of an op for the kernels of a device (``cuda`` or ``cpu``). Outputs and
 workspaces begin as garbage, so that an unwritten byte shows. crops, regions, inputs and align are right to the bit, and
-so are rows gathered and inverted; pooling, batchnorm and totals of rows within a tolerance of the reference in float64.
+so are rows gathered and inverted, and rankings; pooling, batchnorm and totals of rows within a tolerance of the
+reference in float64.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from abi import OK, Buffer
 
 CUDA_OPS = ("crops", "regions", "inputs", "align")
 ROWS_OPS = ("rows_gather", "rows_total", "rows_invert")
-CPU_OPS = (*CUDA_OPS, "pooling", "pooling_backward", "batchnorm", "batchnorm_backward", *ROWS_OPS)
+CPU_OPS = (*CUDA_OPS, "pooling", "pooling_backward", "batchnorm", "batchnorm_backward", "ranking", *ROWS_OPS)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -119,6 +120,7 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
     import cases_geometry
     import cases_inputs
     import cases_pooling
+    import cases_ranking
     import cases_rows
 
     makers: dict[str, Callable[[], Iterator[Case]]] = {
@@ -130,6 +132,7 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
         "pooling_backward": cases_pooling.backward_cases,
         "batchnorm": cases_batchnorm.forward_cases,
         "batchnorm_backward": cases_batchnorm.backward_cases,
+        "ranking": cases_ranking.ranking_cases,
         "rows_gather": cases_rows.gather_cases,
         "rows_total": cases_rows.total_cases,
         "rows_invert": cases_rows.invert_cases,
