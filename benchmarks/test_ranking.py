@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from mgran_fast import rank
+from mgran_fast.metrics import rank_shots
 
 QUERIES, GALLERY, PEOPLE, CAMERAS, WIDTH = 3368, 15913, 750, 6, 2048
 MODES = {"distances": 100, "embeddings": 300}  # and how many MB beyond the input were wanted
@@ -28,6 +29,7 @@ MEMORY = """
 import sys
 import torch
 from mgran_fast import rank
+from mgran_fast.metrics import rank_shots
 def kilobytes(name):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(row.split()[1] for row in lines if row.startswith(name)))
@@ -102,6 +104,39 @@ def test_distances(compare: Callable[..., None]) -> None:
         peers["torchreid, Cython"] = lambda: torchreid.evaluate_cy(*arguments, 50)
         bar += "|torchreid, Cython"
     compare(f"ranking, {QUERIES} x {GALLERY} distances", peers, {bar: 1 / 0.15}, count=QUERIES)
+
+
+def sampled(
+    distances: np.ndarray[Any, Any],
+    query_ids: np.ndarray[Any, Any],
+    gallery_ids: np.ndarray[Any, Any],
+    query_cameras: np.ndarray[Any, Any],
+    gallery_cameras: np.ndarray[Any, Any],
+) -> float:
+    """Rank-1 of a single gallery shot as toolkits do it: ten draws of a picture of each person, for each query."""
+    generator = np.random.default_rng(0)
+    found = []
+    for row, person, camera in zip(distances, query_ids, query_cameras, strict=True):
+        order = np.argsort(row)
+        order = order[~((gallery_ids[order] == person) & (gallery_cameras[order] == camera))]
+        ids = gallery_ids[order]
+        places = [np.flatnonzero(ids == each) for each in np.unique(ids)]
+        for _ in range(10):
+            drawn = np.sort([generator.choice(own) for own in places])
+            found.append(ids[drawn[0]] == person)
+    return float(np.mean(found))
+
+
+def test_single_gallery_shot(compare: Callable[..., None]) -> None:
+    problem = given("distances")
+    some = {k: v[:20] if k in ("distances", "query_ids", "query_cameras") else v for k, v in problem.items()}
+    assert rank_shots(**some).at(1) == pytest.approx(sampled(**some), abs=0.15)
+    compare(
+        f"single gallery shot, exact expectation, 20 x {GALLERY} distances",
+        {"ours": lambda: rank_shots(**some), "ten draws a query, NumPy": lambda: sampled(**some)},
+        {"ten draws a query, NumPy": 100.0},
+        count=20,
+    )
 
 
 def test_embeddings(compare: Callable[..., None]) -> None:

@@ -23,6 +23,7 @@
 #include "ranking.h"
 #include "regions.h"
 #include "rows.h"
+#include "shots.h"
 
 namespace py = pybind11;
 
@@ -356,6 +357,34 @@ MgranRanking ranking_args(Address values, Address query_terms, Address gallery_t
   return args;
 }
 
+MgranShots shots_args(Address values, Address query_terms, Address gallery_terms, Address persons, Address begins,
+                      Address members, Address query_cameras, Address gallery_cameras, Address found, Address first,
+                      Address nan, std::int64_t queries, std::int64_t gallery, std::int64_t people, std::int64_t ranks,
+                      bool is_double, std::int32_t metric) {
+  want(queries >= 0 && gallery >= 0 && people >= 0 && ranks >= 1, "sizes must not be negative");
+  want(metric == MGRAN_DISTANCES || (query_terms && gallery_terms), "products need terms of both sides");
+  want(!query_cameras == !gallery_cameras, "cameras are given for both sides or for neither");
+  MgranShots args{};
+  args.values = reinterpret_cast<const void*>(values);
+  args.query_terms = reinterpret_cast<const void*>(query_terms);
+  args.gallery_terms = reinterpret_cast<const void*>(gallery_terms);
+  args.persons = reinterpret_cast<const std::int64_t*>(persons);
+  args.begins = reinterpret_cast<const std::int64_t*>(begins);
+  args.members = reinterpret_cast<const std::int64_t*>(members);
+  args.query_cameras = reinterpret_cast<const std::int64_t*>(query_cameras);
+  args.gallery_cameras = reinterpret_cast<const std::int64_t*>(gallery_cameras);
+  args.found = reinterpret_cast<double*>(found);
+  args.first = reinterpret_cast<std::int64_t*>(first);
+  args.nan = reinterpret_cast<std::int64_t*>(nan);
+  args.queries = queries;
+  args.gallery = gallery;
+  args.people = people;
+  args.ranks = ranks;
+  args.is_double = is_double;
+  args.metric = metric;
+  return args;
+}
+
 // Adds a function that takes the arguments of `make`, by name and in any order, and one more: the number of threads
 // on the CPU, the stream's handle on the GPU.
 template <typename Args, typename... P, std::size_t... I>
@@ -413,6 +442,9 @@ constexpr const char* kRanking[] = {"values", "query_terms",   "gallery_terms", 
                                     "nobody", "query_cameras", "gallery_cameras", "ap",     "inp",      "first",
                                     "nan",    "queries",       "gallery",         "count",  "nobodies", "is_double",
                                     "metric", "ties",          "trapezoid"};
+constexpr const char* kShots[] = {"values",        "query_terms",     "gallery_terms", "persons",   "begins", "members",
+                                  "query_cameras", "gallery_cameras", "found",         "first",     "nan",    "queries",
+                                  "gallery",       "people",          "ranks",         "is_double", "metric"};
 constexpr const char* kBatchnorm[] = {
     "x",      "residual", "grad",  "out",      "out_residual", "weight",      "bias",           "mean",
     "var",    "invstd",   "scale", "shift",    "grad_bias",    "grad_weight", "grad_bias_mean", "grad_weight_mean",
@@ -472,6 +504,7 @@ PYBIND11_MODULE(_C, m) {
   define(m, "conv_cpu", conv_args, mgran_conv_cpu, kConv);
   bind_network(m);
   define(m, "ranking_cpu", ranking_args, mgran_ranking_cpu, kRanking);
+  define(m, "shots_cpu", shots_args, mgran_shots_cpu, kShots);
   define(m, "rows_gather_cpu", rows_args, mgran_rows_gather_cpu, kRows);
   define(m, "rows_total_cpu", rows_args, mgran_rows_total_cpu, kRows);
   define(m, "rows_invert_cpu", rows_args, mgran_rows_invert_cpu, kRows);

@@ -5,39 +5,7 @@
 namespace mgran {
 namespace MGRAN_NAMESPACE {
 
-// The distances of one query; the first of them that is NaN, or -1. The steps, and so the bits, are those of
-// mgran_fast.metrics.distances. Adding 0 makes 0 of -0.
-template <typename T>
-MGRAN_TARGET std::int64_t fill(const MgranRanking& args, std::int64_t query, T* out) {
-  const T* values = static_cast<const T*>(args.values) + query * args.gallery;
-  const T* terms = static_cast<const T*>(args.gallery_terms);
-  const T own = args.metric == MGRAN_DISTANCES ? T{0} : static_cast<const T*>(args.query_terms)[query];
-  int some = 0;
-  if (args.metric == MGRAN_EUCLIDEAN) {
-    for (std::int64_t i = 0; i < args.gallery; ++i) {
-      const T square = (values[i] * T{-2} + own) + terms[i];
-      // A NaN stays one.
-      out[i] = std::sqrt(square < T{0} ? T{0} : square) + T{0};
-      some |= out[i] != out[i];
-    }
-  } else if (args.metric == MGRAN_COSINE) {
-    for (std::int64_t i = 0; i < args.gallery; ++i) {
-      const T distance = T{1} - values[i] * own * terms[i];
-      const T above = distance < T{0} ? T{0} : distance;
-      out[i] = (above > T{2} ? T{2} : above) + T{0};
-      some |= out[i] != out[i];
-    }
-  } else {
-    for (std::int64_t i = 0; i < args.gallery; ++i) {
-      out[i] = values[i] + T{0};
-      some |= out[i] != out[i];
-    }
-  }
-  if (!some) return -1;
-  std::int64_t first = 0;
-  while (out[first] == out[first]) ++first;
-  return first;
-}
+#include "distance_rows.h"
 
 // How many of x [n] are less than, and how many at most, each of kThresholds values.
 template <typename T, int kThresholds>
@@ -71,7 +39,9 @@ MGRAN_TARGET void count(const T* x, std::int64_t n, const T* at, std::int64_t th
   for (; k < thresholds; ++k) count_some<T, 1>(x, n, at + k, less + k, most + k);
 }
 
-inline RankingKernels kernels() { return {fill<float>, fill<double>, count<float>, count<double>}; }
+inline RankingKernels kernels() {
+  return {fill<float, MgranRanking>, fill<double, MgranRanking>, count<float>, count<double>};
+}
 
 }  // namespace MGRAN_NAMESPACE
 }  // namespace mgran

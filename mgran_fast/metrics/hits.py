@@ -10,25 +10,20 @@ from types import ModuleType
 
 import torch
 
-from mgran_fast.metrics.problem import Problem, nan_between
-from mgran_fast.ops import backend
-from mgran_fast.ops.launch import launch
+from mgran_fast.metrics.native import module_for, run
+from mgran_fast.metrics.problem import Problem
 
-#: The definitions of average precision, and what comes first of entries at one distance: see
-#: `mgran_fast.reference.ranking`.
+#: The definitions of average precision, and what comes first of entries at one distance, in the order of
+#: csrc/ranking.h: see `mgran_fast.reference.ranking`.
 AP = ("hits", "trapezoid")
 TIES = ("index", "pessimistic", "optimistic")
-# As in csrc/ranking.h.
-_KINDS = ("distances", "euclidean", "cosine")
-
 #: AP and INP, float64 [Q], NaN without a match, and the rank of the first match, int64 [Q], 0 without one.
 Scores = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def score(problem: Problem, ap: str, ties: str, chunk: int | None) -> Scores:
     """Rank the gallery for each query. Raises ValueError where a distance is NaN."""
-    on_cpu = problem.pairs.device.type == "cpu"
-    module = backend.native("ranking", "cpu") if on_cpu else None
+    module = module_for("ranking", problem)
     if module is not None:
         return _native(module, problem, ap, ties, chunk)
     parts = []
@@ -40,8 +35,6 @@ def score(problem: Problem, ap: str, ties: str, chunk: int | None) -> Scores:
 
 
 def _native(module: ModuleType, problem: Problem, ap: str, ties: str, chunk: int | None) -> Scores:
-    q, g = problem.shape
-    pairs = problem.pairs
     # Gallery entries person by person, so that a query's matches are found without looking at all.
     by_person = problem.gallery_ids.argsort(stable=True)
     people = problem.gallery_ids[by_person]
@@ -49,24 +42,13 @@ def _native(module: ModuleType, problem: Problem, ap: str, ties: str, chunk: int
     ends = torch.searchsorted(people, problem.query_ids, right=True)
     ends = torch.where(problem.query_ids == -1, begins, ends)
     nobody = by_person[people == -1]
-    average, inverse = (torch.empty(q, dtype=torch.float64) for _ in range(2))
-    first, bad = (torch.empty(q, dtype=torch.int64) for _ in range(2))
-    for start, stop in problem.spans(chunk):
-        rows = slice(start, stop)
-        values = pairs.values(start, stop)
-        launch(
-            module, "ranking", values.device, values=values, gallery_terms=pairs.column_terms,
-            query_terms=None if pairs.row_terms is None else pairs.row_terms[rows], begins=begins[rows],
-            ends=ends[rows], members=by_person, nobody=nobody, gallery_cameras=problem.gallery_cameras,
-            query_cameras=None if problem.query_cameras is None else problem.query_cameras[rows], ap=average[rows],
-            inp=inverse[rows], first=first[rows], nan=bad[rows], queries=stop - start, gallery=g, count=g,
-            nobodies=len(nobody), is_double=values.dtype == torch.float64, metric=_KINDS.index(pairs.kind),
-            ties=TIES.index(ties), trapezoid=ap == "trapezoid",
-        )  # fmt: skip
-        wrong = (bad[rows] >= 0).nonzero()
-        if len(wrong):
-            query = start + int(wrong[0, 0])
-            raise ValueError(nan_between(query, int(bad[query])))
+    average, inverse = (torch.empty(problem.shape[0], dtype=torch.float64) for _ in range(2))
+    first = torch.empty(problem.shape[0], dtype=torch.int64)
+    rows = {"begins": begins, "ends": ends, "ap": average, "inp": inverse, "first": first}
+    run(
+        module, "ranking", problem, chunk, rows, members=by_person, nobody=nobody, count=len(by_person),
+        nobodies=len(nobody), ties=TIES.index(ties), trapezoid=ap == "trapezoid",
+    )  # fmt: skip
     return average, inverse, first
 
 

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
 
 from mgran_fast.metrics.distances import Numbers, rows_per_chunk
 from mgran_fast.metrics.hits import sorted_where
+from mgran_fast.metrics.native import module_for, run
 from mgran_fast.metrics.problem import Problem
 from mgran_fast.metrics.ranking import Bools, Floats, Ints
 
@@ -144,6 +146,40 @@ def rank_shots(
     labels = (query_ids, gallery_ids, query_cameras, gallery_cameras)
     problem = Problem.of(embeddings, distances, labels, metric)
     people = _People.of(problem.gallery_ids.numpy())
+    module = None if draws is not None else module_for("shots", problem)
+    if module is not None:
+        found, first = _native(module, problem, people, max_rank, chunk)
+        hits = np.zeros((0, max_rank))
+    else:
+        found, first, hits = _by_chunks(problem, people, draws, seed, max_rank, chunk)
+    valid = first > 0
+    if not valid.any():
+        raise ValueError(problem.why_unmatched())
+    each = hits / int(valid.sum())
+    cmc = found[valid].mean(axis=0) if draws is None else each.mean(axis=0)
+    return ShotRanking(cmc, found, first, each)
+
+
+def _native(
+    module: ModuleType, problem: Problem, people: _People, max_rank: int, chunk: int | None
+) -> tuple[Floats, Ints]:
+    """What :func:`_expected` gives, of all queries."""
+    q = problem.shape[0]
+    begins = torch.from_numpy(np.append(people.begins, len(people.entries)))
+    found = torch.empty((q, max_rank), dtype=torch.float64)
+    first = torch.empty(q, dtype=torch.int64)
+    rows = {"persons": torch.from_numpy(people.numbers_of(problem.query_ids.numpy())), "found": found, "first": first}
+    run(
+        module, "shots", problem, chunk, rows, begins=begins, members=torch.from_numpy(people.entries),
+        people=len(people.sizes), ranks=max_rank,
+    )  # fmt: skip
+    return found.numpy(), first.numpy()
+
+
+def _by_chunks(
+    problem: Problem, people: _People, draws: int | None, seed: int, max_rank: int, chunk: int | None
+) -> tuple[Floats, Ints, Floats]:
+    """In plain torch and NumPy: the chances of each query, its nearest match, and how many were found in each draw."""
     # The tables of a query are as large as the most pictures of one person and the number of people say.
     most = CHUNK_COUNTS // ((int(people.sizes.max(initial=0)) + 1) * max(1, len(people.sizes)))
     step = max(1, min(rows_per_chunk(chunk, problem.shape[1]), most))
@@ -167,12 +203,7 @@ def rank_shots(
                     hits += reached
                     found[start + row], first[start + row] = reached.mean(axis=0), places[matches].min() + 1
         start = rows.stop
-    valid = first > 0
-    if not valid.any():
-        raise ValueError(problem.why_unmatched())
-    each = hits / int(valid.sum())
-    cmc = found[valid].mean(axis=0) if draws is None else each.mean(axis=0)
-    return ShotRanking(cmc, found, first, each)
+    return found, first, hits
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,12 +211,14 @@ class _People:
     """Who is in the gallery, identity -1 left out.
 
     Attributes:
+        ids: int64 [P], their identities, rising.
         number: int64 [G], each entry's person counted from 0; P, one too many, for identity -1.
         sizes: int64 [P], how many entries each has.
         entries: int64, the entries of the first person, then those of the second ...
         begins: int64 [P], where in ``entries`` each person's begin.
     """
 
+    ids: Ints
     number: Ints
     sizes: Ints
     entries: Ints
@@ -194,11 +227,18 @@ class _People:
     @classmethod
     def of(cls, ids: Ints) -> _People:
         somebody = ids != -1
-        _, number, sizes = np.unique(ids[somebody], return_inverse=True, return_counts=True)
+        people, number, sizes = np.unique(ids[somebody], return_inverse=True, return_counts=True)
         numbers = np.full(len(ids), len(sizes))
         numbers[somebody] = number
         entries = numbers.argsort(kind="stable")[: int(somebody.sum())]
-        return cls(numbers, sizes, entries, sizes.cumsum() - sizes)
+        return cls(people, numbers, sizes, entries, sizes.cumsum() - sizes)
+
+    def numbers_of(self, ids: Ints) -> Ints:
+        """The number of each identity's person, int64, -1 where nobody has it."""
+        at = np.searchsorted(self.ids, ids)
+        known = at < len(self.ids)
+        known[known] = self.ids[at[known]] == ids[known]
+        return np.where(known, at, -1)
 
 
 def _expected(

@@ -168,6 +168,26 @@ Ranking = _struct(
     ties=_i32,
     trapezoid=_i32,
 )
+Shots = _struct(
+    "Shots",
+    values=_pointer,
+    query_terms=_pointer,
+    gallery_terms=_pointer,
+    persons=_pointer,
+    begins=_pointer,
+    members=_pointer,
+    query_cameras=_pointer,
+    gallery_cameras=_pointer,
+    found=_pointer,
+    first=_pointer,
+    nan=_pointer,
+    queries=_i64,
+    gallery=_i64,
+    people=_i64,
+    ranks=_i64,
+    is_double=_i32,
+    metric=_i32,
+)
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "crops": Crops,
@@ -179,6 +199,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "batchnorm": Batchnorm,
     "batchnorm_backward": Batchnorm,
     "ranking": Ranking,
+    "shots": Shots,
     "rows_gather": Rows,
     "rows_total": Rows,
     "rows_invert": Rows,

@@ -2,8 +2,8 @@
 
 ``cases(op, device)`` lists the cases of an op for the kernels of a device (``cuda`` or ``cpu``). Outputs and
 workspaces begin as garbage, so that an unwritten byte shows. crops, regions, inputs and align are right to the bit, and
-so are rows gathered and inverted, and rankings; pooling, batchnorm and totals of rows within a tolerance of the
-reference in float64.
+so are rows gathered and inverted, and rankings; pooling, batchnorm, totals of rows and chances of
+shots within a tolerance of the reference in float64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from abi import OK, Buffer
 
 CUDA_OPS = ("crops", "regions", "inputs", "align")
 ROWS_OPS = ("rows_gather", "rows_total", "rows_invert")
-CPU_OPS = (*CUDA_OPS, "pooling", "pooling_backward", "batchnorm", "batchnorm_backward", "ranking", *ROWS_OPS)
+CPU_OPS = (*CUDA_OPS, "pooling", "pooling_backward", "batchnorm", "batchnorm_backward", "ranking", "shots", *ROWS_OPS)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -122,6 +122,7 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
     import cases_pooling
     import cases_ranking
     import cases_rows
+    import cases_shots
 
     makers: dict[str, Callable[[], Iterator[Case]]] = {
         "crops": cases_geometry.crops_cases,
@@ -133,6 +134,7 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
         "batchnorm": cases_batchnorm.forward_cases,
         "batchnorm_backward": cases_batchnorm.backward_cases,
         "ranking": cases_ranking.ranking_cases,
+        "shots": cases_shots.shots_cases,
         "rows_gather": cases_rows.gather_cases,
         "rows_total": cases_rows.total_cases,
         "rows_invert": cases_rows.invert_cases,

@@ -32,10 +32,10 @@ def ranking_cases() -> Iterator[Case]:
             for ties in range(3):
                 label = f"{name}, {np.dtype(dtype).name}, {TIES[ties]}"
                 generator = np.random.default_rng(seed_of(label))
-                distances, labels = _problem(generator, *sizes, dtype)
+                distances, labels = problem(generator, *sizes, dtype)
                 yield _case(label, distances, distances, labels, offset, ties=ties, trapezoid=(at + ties) % 2)
     generator = np.random.default_rng(1)
-    distances, labels = _problem(generator, 6, 90, 5, 12, np.float32)
+    distances, labels = problem(generator, 6, 90, 5, 12, np.float32)
     yield _case("no cameras", distances, distances, {**labels, "query_cameras": None, "gallery_cameras": None}, 0)
     yield from _products()
     for column in (0, 17, 89):
@@ -45,9 +45,10 @@ def ranking_cases() -> Iterator[Case]:
     yield from _refused(distances, labels)
 
 
-def _problem(
+def problem(
     generator: np.random.Generator, queries: int, gallery: int, people: int, levels: int, dtype: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
+    """Distances of a few levels, infinite ones and -0 among them; identities from -1 on, and cameras."""
     distances = (generator.integers(0, levels, (queries, gallery)) / 7).astype(dtype)
     distances[generator.random(distances.shape) < 0.02] = np.inf
     distances[generator.random(distances.shape) < 0.05] = -0.0
@@ -64,7 +65,7 @@ def _products() -> Iterator[Case]:
     for metric, name in ((1, "euclidean"), (2, "cosine")):
         for dtype in (torch.float32, torch.float64):
             generator = np.random.default_rng(seed_of(name))
-            _, labels = _problem(generator, 9, 77, 6, 3, np.float32)
+            _, labels = problem(generator, 9, 77, 6, 3, np.float32)
             query, gallery = (torch.from_numpy(generator.integers(-1, 2, (n, 5))).to(dtype) for n in (9, 77))
             products = query @ gallery.T
             terms = [side.square().sum(1) for side in (query, gallery)]

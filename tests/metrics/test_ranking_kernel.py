@@ -1,4 +1,4 @@
-"""The kernel of ranking against plain torch: sizes beyond a vector's, many matches, every instruction set."""
+"""The kernels of ranking and shots against plain torch: longer rows, many matches, every instruction set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgran_fast.metrics import rank
+from mgran_fast.metrics import rank, rank_shots
 from mgran_fast.ops import backend
 
 module = backend.extension()
@@ -41,12 +41,17 @@ def problem(q: int, g: int, people: int, levels: int, dtype: type = np.float32, 
 
 
 def both(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-    """The kernel's answer is that of plain torch, to the bit."""
-    monkeypatch.setenv("MGRAN_BACKEND", "native")
-    ours = rank(**options)
-    monkeypatch.setenv("MGRAN_BACKEND", "reference")
-    for name, value in vars(rank(**options)).items():
-        np.testing.assert_array_equal(getattr(ours, name), value, err_msg=name)
+    """The kernels' answers are those of plain torch: of ranking to the bit, of shots up to the order of sums."""
+    shots = {name: value for name, value in options.items() if name not in ("ap", "ties")}
+    for call, given, tolerance in ((rank, options, 0.0), (rank_shots, {**shots, "max_rank": 7}, 1e-13)):
+        monkeypatch.setenv("MGRAN_BACKEND", "native")
+        ours = call(**given)
+        monkeypatch.setenv("MGRAN_BACKEND", "reference")
+        for name, value in vars(call(**given)).items():
+            if isinstance(value, str):
+                assert getattr(ours, name) == value
+            else:
+                np.testing.assert_allclose(getattr(ours, name), value, rtol=tolerance, atol=0, err_msg=name)
 
 
 @INSTRUCTIONS
@@ -87,15 +92,16 @@ def test_threads_do_not_matter() -> None:
     found = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found.append(rank(**problem(50, 700, 30, 40)))
+        found.append({**vars(rank(**problem(50, 700, 30, 40))), **vars(rank_shots(**problem(50, 700, 30, 40)))})
     for other in found[1:]:
-        for name, value in vars(found[0]).items():
-            np.testing.assert_array_equal(getattr(other, name), value)
+        for name, value in found[0].items():
+            np.testing.assert_array_equal(other[name], value)
 
 
 @pytest.mark.parametrize("place", [0, 15, 699])
 def test_a_nan_is_found_wherever_it_is(place: int) -> None:
     options = problem(50, 700, 30, 40)
     options["distances"][33, place] = np.nan
-    with pytest.raises(ValueError, match=f"NaN between query 33 and gallery entry {place}; .*look at the embeddings"):
-        rank(**options)
+    for call in (rank, rank_shots):
+        with pytest.raises(ValueError, match=f"NaN between query 33 and gallery entry {place}; .*look at the embed"):
+            call(**options)
