@@ -22,6 +22,7 @@
 #include "pooling.h"
 #include "ranking.h"
 #include "regions.h"
+#include "rerank.h"
 #include "rows.h"
 #include "shots.h"
 
@@ -385,6 +386,36 @@ MgranShots shots_args(Address values, Address query_terms, Address gallery_terms
   return args;
 }
 
+MgranRerank rerank_args(Address values, Address neighbours, Address largest, Address starts, Address members,
+                        Address weights, Address counts, Address out_members, Address out_starts, Address out_weights,
+                        Address column_starts, Address column_rows, Address column_weights, Address out,
+                        std::int64_t rows, std::int64_t width, std::int64_t columns, std::int32_t k, std::int32_t few,
+                        std::int32_t capacity) {
+  want(rows >= 0 && width >= 0 && columns >= 0 && k >= 0 && few >= 0 && capacity >= 0, "sizes must not be negative");
+  MgranRerank args{};
+  args.values = reinterpret_cast<const float*>(values);
+  args.neighbours = reinterpret_cast<std::int32_t*>(neighbours);
+  args.largest = reinterpret_cast<float*>(largest);
+  args.starts = reinterpret_cast<const std::int64_t*>(starts);
+  args.members = reinterpret_cast<const std::int32_t*>(members);
+  args.weights = reinterpret_cast<const float*>(weights);
+  args.counts = reinterpret_cast<std::int32_t*>(counts);
+  args.out_members = reinterpret_cast<std::int32_t*>(out_members);
+  args.out_starts = reinterpret_cast<const std::int64_t*>(out_starts);
+  args.out_weights = reinterpret_cast<float*>(out_weights);
+  args.column_starts = reinterpret_cast<const std::int64_t*>(column_starts);
+  args.column_rows = reinterpret_cast<const std::int32_t*>(column_rows);
+  args.column_weights = reinterpret_cast<const float*>(column_weights);
+  args.out = reinterpret_cast<float*>(out);
+  args.rows = rows;
+  args.width = width;
+  args.columns = columns;
+  args.k = k;
+  args.few = few;
+  args.capacity = capacity;
+  return args;
+}
+
 // Adds a function that takes the arguments of `make`, by name and in any order, and one more: the number of threads
 // on the CPU, the stream's handle on the GPU.
 template <typename Args, typename... P, std::size_t... I>
@@ -442,6 +473,10 @@ constexpr const char* kRanking[] = {"values", "query_terms",   "gallery_terms", 
                                     "nobody", "query_cameras", "gallery_cameras", "ap",     "inp",      "first",
                                     "nan",    "queries",       "gallery",         "count",  "nobodies", "is_double",
                                     "metric", "ties",          "trapezoid"};
+constexpr const char* kRerank[] = {
+    "values",     "neighbours",  "largest",       "starts",      "members",        "weights", "counts", "out_members",
+    "out_starts", "out_weights", "column_starts", "column_rows", "column_weights", "out",     "rows",   "width",
+    "columns",    "k",           "few",           "capacity"};
 constexpr const char* kShots[] = {"values",        "query_terms",     "gallery_terms", "persons",   "begins", "members",
                                   "query_cameras", "gallery_cameras", "found",         "first",     "nan",    "queries",
                                   "gallery",       "people",          "ranks",         "is_double", "metric"};
@@ -504,6 +539,10 @@ PYBIND11_MODULE(_C, m) {
   define(m, "conv_cpu", conv_args, mgran_conv_cpu, kConv);
   bind_network(m);
   define(m, "ranking_cpu", ranking_args, mgran_ranking_cpu, kRanking);
+  define(m, "rerank_nearest_cpu", rerank_args, mgran_rerank_nearest_cpu, kRerank);
+  define(m, "rerank_expand_cpu", rerank_args, mgran_rerank_expand_cpu, kRerank);
+  define(m, "rerank_mean_cpu", rerank_args, mgran_rerank_mean_cpu, kRerank);
+  define(m, "rerank_jaccard_cpu", rerank_args, mgran_rerank_jaccard_cpu, kRerank);
   define(m, "shots_cpu", shots_args, mgran_shots_cpu, kShots);
   define(m, "rows_gather_cpu", rows_args, mgran_rows_gather_cpu, kRows);
   define(m, "rows_total_cpu", rows_args, mgran_rows_total_cpu, kRows);
