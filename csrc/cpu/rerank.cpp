@@ -93,7 +93,8 @@ extern "C" int mgran_rerank_nearest_cpu(const MgranRerank* given, int threads) {
 
 extern "C" int mgran_rerank_expand_cpu(const MgranRerank* given, int threads) {
   const MgranRerank& args = *given;
-  if (args.k < 1 || args.few < 1 || args.few > args.k || args.capacity < args.k * (1 + args.few) ||
+  if (args.k < 1 || args.few < 1 || args.few > args.k ||
+      args.capacity < std::int64_t{args.k} * (1 + std::int64_t{args.few}) ||
       !within(args.neighbours, args.rows * args.k, args.rows))
     return MGRAN_UNSUPPORTED;
   return for_rows(args, threads, Sets{}, [&](std::int64_t row, Sets& sets) {
@@ -123,7 +124,7 @@ extern "C" int mgran_rerank_mean_cpu(const MgranRerank* given, int threads) {
       !rises(args.starts, args.rows) || !within(args.members, args.starts[args.rows], args.rows))
     return MGRAN_UNSUPPORTED;
   const bool write = args.out_members != nullptr;
-  if (write && !rises(args.out_starts, args.rows)) return MGRAN_UNSUPPORTED;
+  if (write ? !rises(args.out_starts, args.rows) : args.counts == nullptr) return MGRAN_UNSUPPORTED;
   const Sum like{std::vector<float>(write ? args.rows : 0), {}, std::vector<char>(args.rows)};
   bool fits = true;
   const int status = for_rows(args, threads, like, [&](std::int64_t row, Sum& sum) {

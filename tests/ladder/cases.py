@@ -2,7 +2,7 @@
 
 ``cases(op, device)`` lists the cases of an op for the kernels of a device (``cuda`` or ``cpu``). Outputs and
 workspaces begin as garbage, so that an unwritten byte shows. crops, regions, inputs and align are right to the bit, and
-so are rows gathered and inverted, and rankings; pooling, batchnorm, totals of rows and chances of
+so are rows gathered and inverted, and rankings and re-rankings; pooling, batchnorm, totals of rows and chances of
 shots within a tolerance of the reference in float64.
 """
 
@@ -21,7 +21,18 @@ from abi import OK, Buffer
 
 CUDA_OPS = ("crops", "regions", "inputs", "align")
 ROWS_OPS = ("rows_gather", "rows_total", "rows_invert")
-CPU_OPS = (*CUDA_OPS, "pooling", "pooling_backward", "batchnorm", "batchnorm_backward", "ranking", "shots", *ROWS_OPS)
+RERANK_OPS = ("rerank_nearest", "rerank_expand", "rerank_mean", "rerank_jaccard")
+CPU_OPS = (
+    *CUDA_OPS,
+    "pooling",
+    "pooling_backward",
+    "batchnorm",
+    "batchnorm_backward",
+    "ranking",
+    "shots",
+    *RERANK_OPS,
+    *ROWS_OPS,
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -121,6 +132,7 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
     import cases_inputs
     import cases_pooling
     import cases_ranking
+    import cases_rerank
     import cases_rows
     import cases_shots
 
@@ -135,6 +147,10 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
         "batchnorm_backward": cases_batchnorm.backward_cases,
         "ranking": cases_ranking.ranking_cases,
         "shots": cases_shots.shots_cases,
+        "rerank_nearest": cases_rerank.nearest_cases,
+        "rerank_expand": cases_rerank.expand_cases,
+        "rerank_mean": cases_rerank.mean_cases,
+        "rerank_jaccard": cases_rerank.jaccard_cases,
         "rows_gather": cases_rows.gather_cases,
         "rows_total": cases_rows.total_cases,
         "rows_invert": cases_rows.invert_cases,
