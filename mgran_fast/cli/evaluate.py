@@ -82,6 +82,14 @@ def evaluate(
             rich_help_panel="Protocol",
         ),
     ] = "hits",
+    rerank: Annotated[
+        bool,
+        typer.Option(
+            "--rerank",
+            help="Re-rank by k-reciprocal neighbours, of queries and gallery alike.",
+            rich_help_panel="Protocol",
+        ),
+    ] = False,
     blur_faces: Annotated[bool, typer.Option("--blur-faces", help="Hide the heads in the report.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -132,7 +140,7 @@ def evaluate(
         result = run(
             model, found.query, found.gallery, files, batch_size=batch_size, workers=workers, progress=step,
             encode=encode, protocol=found.protocol, multi_query=found.multi_query if queries == "multiple" else None,
-            ap=ap, draws=draws, seed=seed,
+            ap=ap, draws=draws, seed=seed, reranked=rerank,
         )  # fmt: skip
     seconds = {"evaluate": time.perf_counter() - start}
     title = f"{checkpoint.parent.name or checkpoint.name} on {found.name}"

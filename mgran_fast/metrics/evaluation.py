@@ -17,6 +17,7 @@ from mgran_fast.data.records import MARKET, SINGLE_GALLERY_SHOT
 from mgran_fast.errors import DataError
 from mgran_fast.metrics import protocols
 from mgran_fast.metrics.ranking import Ranking, Top, rank, top
+from mgran_fast.metrics.rerank import rerank
 from mgran_fast.metrics.shots import ShotRanking, rank_shots
 from mgran_fast.model import MGRAN, Encoding
 
@@ -71,6 +72,7 @@ class Evaluation:
         pictures: what the multiple queries were made of, see :func:`mgran_fast.metrics.protocols.further`; None for
             single queries.
         alone: int64, the places in ``query`` of multiple queries that have no picture but their own.
+        distances: float32 [Q, G], of re-ranking; None where the Euclidean ones of the vectors count.
     """
 
     ranking: Ranking | ShotRanking
@@ -80,6 +82,7 @@ class Evaluation:
     ap: str = "hits"
     pictures: Embedded | None = None
     alone: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    distances: torch.Tensor | None = None
 
     @property
     def queries(self) -> str:
@@ -95,13 +98,14 @@ class Evaluation:
     def rule(self) -> str:
         """What was measured and how, in one line."""
         draws = self.ranking.draws or None if isinstance(self.ranking, ShotRanking) else None
-        return protocols.describe(self.protocol, self.queries, self.ap, draws)
+        return protocols.describe(self.protocol, self.queries, self.ap, draws, self.distances is not None)
 
     @property
     def details(self) -> dict[str, Any]:
-        """The same for a program: "protocol", "queries", "ap" (None where the protocol has no mAP), "draws" (None for
-        the exact expectation) and "standard_error" of the drawn ranks, and "rule"."""
+        """The same for a program: "protocol", "queries", "reranked", "ap" (None where the protocol has no mAP), "draws"
+        (None for the exact expectation) and "standard_error" of the drawn ranks, and "rule"."""
         found: dict[str, Any] = {"protocol": self.protocol, "queries": self.queries, "ap": self.ap}
+        found["reranked"] = self.distances is not None
         if isinstance(self.ranking, ShotRanking):
             draws = self.ranking.draws or None
             found.update(ap=None, draws=draws)
@@ -140,7 +144,7 @@ class Evaluation:
 
     def top(self, k: int = 10) -> Top:
         """The first k gallery pictures of each query; indices count in ``gallery``."""
-        return top(self.query.vectors, self.gallery.vectors, k=k, **_labels(self.query, self.gallery))
+        return top(**_asked(self.query, self.gallery, self.distances), k=k)
 
 
 @torch.inference_mode()
@@ -253,6 +257,7 @@ def evaluate(
     ap: str = "hits",
     draws: int | None = None,
     seed: int = 0,
+    reranked: bool = False,
 ) -> Evaluation:
     """Rank ``gallery`` for each of ``query`` by the Euclidean distance of embeddings.
 
@@ -265,6 +270,7 @@ def evaluate(
         ap: the definition of average precision, see :func:`mgran_fast.rank`.
         draws, seed: of the single gallery shot, see :func:`mgran_fast.metrics.shots.rank_shots`; ``draws`` None takes
             the exact expectation.
+        reranked: by the distances of :func:`mgran_fast.metrics.rerank`, with its own settings.
 
     Raises:
         DataError: no query at all has a match in the gallery, or no further picture is of a query.
@@ -295,21 +301,23 @@ def evaluate(
     if multi_query is not None:
         pictures = parts[1]
         queries, alone = merge_embedded(queries, pictures)
+    distances = rerank(queries.vectors, entries.vectors) if reranked else None
+    asked = _asked(queries, entries, distances)
     ranking: Ranking | ShotRanking
-    if protocol == SINGLE_GALLERY_SHOT:
-        try:
-            ranking = rank_shots(queries.vectors, entries.vectors, **_labels(queries, entries), draws=draws, seed=seed)
-        except ValueError as error:
-            raise DataError(str(error)) from None
-    else:
-        ranking = rank_embedded(queries, entries, ap=ap)
-    return Evaluation(ranking, queries, entries, protocol, ap, pictures, alone)
+    try:
+        if protocol == SINGLE_GALLERY_SHOT:
+            ranking = rank_shots(**asked, draws=draws, seed=seed)
+        else:
+            ranking = rank(**asked, ap=ap)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    return Evaluation(ranking, queries, entries, protocol, ap, pictures, alone, distances)
 
 
 def rank_embedded(query: Embedded, gallery: Embedded, *, ap: str = "hits") -> Ranking:
     """:func:`mgran_fast.rank` of embedded pictures; DataError when no query has a match."""
     try:
-        return rank(query.vectors, gallery.vectors, **_labels(query, gallery), ap=ap)
+        return rank(**_asked(query, gallery), ap=ap)
     except ValueError as error:
         raise DataError(str(error)) from None
 
@@ -322,8 +330,10 @@ def merge_embedded(query: Embedded, pictures: Embedded) -> tuple[Embedded, torch
     return dataclasses.replace(query, vectors=vectors, visible=shown > 0), (counts == 0).nonzero()[:, 0]
 
 
-def _labels(query: Embedded, gallery: Embedded) -> dict[str, Any]:
+def _asked(query: Embedded, gallery: Embedded, distances: torch.Tensor | None = None) -> dict[str, Any]:
+    """What is ranked: the vectors, or distances in their place, and who is on the pictures."""
     return {
+        **({"query": query.vectors, "gallery": gallery.vectors} if distances is None else {"distances": distances}),
         "query_ids": query.persons.numpy(),
         "gallery_ids": gallery.persons.numpy(),
         "query_cameras": query.cameras.numpy(),

@@ -72,7 +72,9 @@ def merge(
     return torch.where((asked > 0)[:, None], means[of_query], vectors.float()), asked
 
 
-def describe(protocol: str, queries: str = "single", ap: str = "hits", draws: int | None = None) -> str:
+def describe(
+    protocol: str, queries: str = "single", ap: str = "hits", draws: int | None = None, reranked: bool = False
+) -> str:
     """One line that says what was measured and how.
 
     Args:
@@ -80,6 +82,7 @@ def describe(protocol: str, queries: str = "single", ap: str = "hits", draws: in
         queries: one of :data:`QUERIES`.
         ap: the definition of average precision, a key of :data:`AP_TEXT`.
         draws: of the single gallery shot; None for the exact expectation.
+        reranked: whether :func:`mgran_fast.metrics.rerank` had a say in the distances, with its own settings.
     """
     asks = (
         "each query ranks"
@@ -87,6 +90,8 @@ def describe(protocol: str, queries: str = "single", ap: str = "hits", draws: in
         else "the mean vector of all pictures of a query's person by the query's camera ranks"
     )
     less = "less the pictures of the same person by the same camera; Euclidean distance"
+    if reranked:
+        less += ", re-ranked by k-reciprocal neighbours (k1 20, k2 6, weight of the distance 0.3)"
     if protocol == SINGLE_GALLERY_SHOT:
         how = "exact expectation over all draws" if draws is None else f"mean of {draws} draws"
         return (

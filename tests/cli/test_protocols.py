@@ -71,6 +71,10 @@ def test_market(evaluate: Cli, cli: Cli, tmp_path: Path) -> None:
     assert multiple.code == 0, multiple.err
     scored = multiple.json["scored"]
     assert (scored["queries"], scored["ap"]) == ("multiple", "trapezoid")
+    again = evaluate("market1501", data, "--rerank")
+    assert again.code == 0, again.err
+    assert again.json["scored"]["reranked"] is True
+    assert "re-ranked by k-reciprocal neighbours" in again.err
     # Six queries of three people by two cameras, each with two pictures in gt_bbox.
     assert multiple.json["counts"]["pictures of queries"] == 12
     assert multiple.json["counts"]["queries without further pictures"] == 0

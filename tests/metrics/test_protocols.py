@@ -20,6 +20,7 @@ from mgran_fast.ma.embedding import concatenate
 from mgran_fast.metrics.evaluation import Evaluation, embed, evaluate
 from mgran_fast.metrics.protocols import describe, further, merge
 from mgran_fast.metrics.ranking import Ranking, rank
+from mgran_fast.metrics.rerank import rerank
 from mgran_fast.metrics.shots import ShotRanking, rank_shots
 from mgran_fast.model import MGRAN
 
@@ -167,7 +168,9 @@ def test_a_single_gallery_shot(tiny: DataSet, model: MGRAN) -> None:
 def test_what_is_told(tiny: DataSet, model: MGRAN) -> None:
     masks = MaskFiles(tiny.root)
     found = evaluate(model, tiny.query, tiny.gallery, masks)
-    assert found.details == {"protocol": "market", "queries": "single", "ap": "hits", "rule": found.rule}
+    assert found.details == {
+        "protocol": "market", "queries": "single", "reranked": False, "ap": "hits", "rule": found.rule
+    }  # fmt: skip
     assert found.rule == describe(MARKET)
     assert set(found.figures()) == {"rank1", "rank5", "rank10", "map", "minp"}
     area = evaluate(model, tiny.query, tiny.gallery, masks, ap="trapezoid")
@@ -175,9 +178,27 @@ def test_what_is_told(tiny: DataSet, model: MGRAN) -> None:
     assert "AP is the area under the precision-recall curve in trapezoids" in area.rule
     shot = evaluate(model, tiny.query, tiny.gallery, masks, protocol=SINGLE_GALLERY_SHOT)
     assert shot.details == {
-        "protocol": "single-gallery-shot", "queries": "single", "ap": None, "draws": None, "rule": shot.rule
+        "protocol": "single-gallery-shot", "queries": "single", "reranked": False, "ap": None, "draws": None,
+        "rule": shot.rule,
     }  # fmt: skip
     assert "NaN" not in json.dumps([shot.details, shot.figures()], allow_nan=False)
+
+
+def test_a_reranked_gallery(tiny: DataSet, model: MGRAN) -> None:
+    masks = MaskFiles(tiny.root)
+    for protocol in (MARKET, SINGLE_GALLERY_SHOT):
+        found = evaluate(model, tiny.query, tiny.gallery, masks, protocol=protocol, reranked=True)
+        want = rerank(found.query.vectors, found.gallery.vectors)
+        assert found.distances is not None
+        assert torch.equal(found.distances, want)
+        assert (found.details["reranked"], "k-reciprocal" in found.rule) == (True, True)
+        ranked = rank(distances=want, **labels(found))
+        assert found.ranking.first.tolist() == ranked.first.tolist()
+        # What is shown is what was ranked.
+        shown = found.top(3)
+        assert shown.distance[0, 0] == want[0, shown.index[0, 0]]
+    plain = evaluate(model, tiny.query, tiny.gallery, masks)
+    assert (plain.distances, "k-reciprocal" in plain.rule) == (None, False)
 
 
 def test_words() -> None:
