@@ -6,6 +6,7 @@ ways is that of a process of its own.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import subprocess
 import sys
@@ -18,10 +19,11 @@ import pytest
 import torch
 
 from mgran_fast import rank
-from mgran_fast.metrics import rank_shots
+from mgran_fast.metrics import euclidean, rank_shots, rerank
 
 QUERIES, GALLERY, PEOPLE, CAMERAS, WIDTH = 3368, 15913, 750, 6, 2048
-MODES = {"distances": 100, "embeddings": 300}  # and how many MB beyond the input were wanted
+# What is ranked, and how many MB beyond the input were wanted.
+MODES = {"distances": 100, "embeddings": 300, "re-ranking": 1000}
 
 # What a process of its own does with an input that it reads: it prints the MB that ranking takes beyond it. A few
 # queries come first, so that loading code does not count.
@@ -29,15 +31,20 @@ MEMORY = """
 import sys
 import torch
 from mgran_fast import rank
-from mgran_fast.metrics import rank_shots
+from mgran_fast.metrics import euclidean, rank_shots, rerank
 def kilobytes(name):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(row.split()[1] for row in lines if row.startswith(name)))
 given = torch.load(sys.argv[1])
-rank(**{k: v[:64] if k in ("distances", "query", "query_ids", "query_cameras") else v for k, v in given.items()})
+first = {k: v[:64] if k in ("distances", "query", "query_ids", "query_cameras") else v for k, v in given.items()}
+if sys.argv[2] == "re-ranking":
+    given = {"distances": tuple(given.values())}
+    first = {"distances": tuple(matrix[:64, :64].clone() for matrix in given["distances"])}
+call = rerank if sys.argv[2] == "re-ranking" else rank
+call(**first)
 open("/proc/self/clear_refs", "w").write("5")  # the peak is from now on
 before = kilobytes("VmRSS")
-rank(**given)
+result = call(**given)
 print((kilobytes("VmHWM") - before) / 1024)
 """
 
@@ -64,6 +71,13 @@ def given(mode: str) -> dict[str, Any]:
     if mode == "distances":
         found["distances"] = torch.cdist(found.pop("query"), found.pop("gallery")).numpy()
     return found
+
+
+def all_distances() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of queries to queries, queries to the gallery, and the gallery to itself, float32."""
+    found = given("embeddings")
+    query, gallery = found["query"][:, :64], found["gallery"][:, :64]
+    return euclidean(query, query), euclidean(query, gallery), euclidean(gallery, gallery)
 
 
 def by_rows(
@@ -139,6 +153,30 @@ def test_single_gallery_shot(compare: Callable[..., None]) -> None:
     )
 
 
+@pytest.fixture
+def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what takes minutes."""
+    paired = sys.modules["paired"]
+    monkeypatch.setattr(paired, "WARM_UP", 0)
+    monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=2, most=2))
+
+
+def test_rerank(compare: Callable[..., None], two_rounds: None) -> None:
+    """The distances are given; k1 20, k2 6."""
+    between = all_distances()
+    peers: dict[str, Callable[[], object]] = {"ours": lambda: rerank(distances=between)}
+    bars = {}
+    try:
+        torchreid = importlib.import_module("torchreid.utils.rerank")
+    except ImportError:
+        sys.stdout.write("torchreid is not there: not raced\n")
+    else:
+        queries, middle, gallery = (matrix.numpy() for matrix in between)
+        peers["torchreid, NumPy"] = lambda: torchreid.re_ranking(middle, queries, gallery)
+        bars["torchreid, NumPy"] = 10.0
+    compare(f"re-ranking, {QUERIES} queries and a gallery of {GALLERY}", peers, bars, count=QUERIES)
+
+
 def test_embeddings(compare: Callable[..., None]) -> None:
     problem = given("embeddings")
     query, gallery = problem["query"], problem["gallery"]
@@ -153,8 +191,13 @@ def test_embeddings(compare: Callable[..., None]) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are read from /proc")
 @pytest.mark.parametrize("mode", MODES)
 def test_memory(mode: str, board: Any, tmp_path: Path) -> None:
-    torch.save({name: torch.as_tensor(value) for name, value in given(mode).items()}, tmp_path / "given.pt")
-    command = [sys.executable, "-c", MEMORY, str(tmp_path / "given.pt")]
+    if mode == "re-ranking":
+        problem = dict(zip(("queries", "between", "gallery"), all_distances(), strict=True))
+    else:
+        problem = {name: torch.as_tensor(value) for name, value in given(mode).items()}
+    torch.save(problem, tmp_path / "given.pt")
+    del problem
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "given.pt"), mode]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     name = f"ranking, {mode}: memory beyond the input"
     board.rows.append({"name": name, "MB": float(answer.stdout), "wanted MB": MODES[mode]})
