@@ -105,6 +105,7 @@ def evaluate(
     from mgran_fast.data.records import SINGLE_GALLERY_SHOT
     from mgran_fast.metrics import protocols
     from mgran_fast.metrics.evaluation import evaluate as run
+    from mgran_fast.metrics.statistics import intervals
     from mgran_fast.model import MGRAN
 
     if mra is not None and masks is not None:
@@ -166,6 +167,7 @@ def evaluate(
         common.print_json(
             {
                 **common.figures(result),
+                "intervals": {name: [one.low, one.high] for name, one in intervals(result.ranking).items()},
                 "scored": result.details,
                 "counts": result.counts,
                 "seconds": seconds["evaluate"],

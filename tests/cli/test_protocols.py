@@ -66,6 +66,9 @@ def test_market(evaluate: Cli, cli: Cli, tmp_path: Path) -> None:
     assert single.json["scored"]["protocol"] == "market"
     assert (single.json["scored"]["queries"], single.json["scored"]["ap"]) == ("single", "hits")
     assert f"rule: {single.json['scored']['rule']}" in single.err
+    low, high = single.json["intervals"]["map"]
+    assert low <= single.json["map"] <= high
+    assert f"mAP {100 * low:.1f} to {100 * high:.1f} %" in single.err
     report = tmp_path / "report.html"
     multiple = evaluate("market1501", data, "--queries", "multiple", "--report", report, "--ap", "trapezoid")
     assert multiple.code == 0, multiple.err
