@@ -51,10 +51,14 @@ class Pairs:
         if self.row_terms is None or self.column_terms is None:
             # The sum is a copy, and turns -0 into 0, which some sorts tell apart.
             return values.add(0.0)
-        own = self.row_terms[start:stop, None]
-        if self.kind == "euclidean":
-            return values.mul_(-2).add_(own).add_(self.column_terms).clamp_(min=0).sqrt_()
-        return values.mul_(own).mul_(self.column_terms).neg_().add_(1).clamp_(0, 2)
+        return finish(self.kind, values, self.row_terms[start:stop, None], self.column_terms)
+
+
+def finish(metric: str, products: torch.Tensor, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Products of embeddings become distances, in place, by the terms of :class:`Pairs`."""
+    if metric == "euclidean":
+        return products.mul_(-2).add_(own).add_(other).clamp_(min=0).sqrt_()
+    return products.mul_(own).mul_(other).neg_().add_(1).clamp_(0, 2)
 
 
 def as_tensor(values: Numbers, name: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from mgran_fast.data.records import MARKET, SINGLE_GALLERY_SHOT, Record
 from mgran_fast.metrics.hits import AP
+from mgran_fast.metrics.rerank import K1, K2, WEIGHT
 
 __all__ = ["AP_TEXT", "PROTOCOLS", "QUERIES", "describe", "further", "merge"]
 
@@ -91,7 +92,7 @@ def describe(
     )
     less = "less the pictures of the same person by the same camera; Euclidean distance"
     if reranked:
-        less += ", re-ranked by k-reciprocal neighbours (k1 20, k2 6, weight of the distance 0.3)"
+        less += f", re-ranked by k-reciprocal neighbours (k1 {K1}, k2 {K2}, weight of the distance {WEIGHT})"
     if protocol == SINGLE_GALLERY_SHOT:
         how = "exact expectation over all draws" if draws is None else f"mean of {draws} draws"
         return (

@@ -14,10 +14,14 @@ from typing import Any
 
 import torch
 
-from mgran_fast.metrics.distances import Numbers, as_tensor, pairwise, rows_per_chunk
+from mgran_fast.metrics.distances import Numbers, as_tensor, finish, pairwise, rows_per_chunk
 from mgran_fast.ops import backend, rows
 from mgran_fast.ops.launch import launch
 from mgran_fast.reference import rerank as reference
+
+#: The settings of Zhong et al.: neighbours that are looked at, those that vectors are averaged over, and the weight of
+#: the original distance.
+K1, K2, WEIGHT = 20, 6, 0.3
 
 _CPU = torch.device("cpu")
 # Numbers of embeddings that are gathered at once, for distances of single pairs.
@@ -30,9 +34,9 @@ def rerank(
     gallery: Numbers | None = None,
     *,
     distances: tuple[Numbers, Numbers, Numbers] | None = None,
-    k1: int = 20,
-    k2: int = 6,
-    weight: float = 0.3,
+    k1: int = K1,
+    k2: int = K2,
+    weight: float = WEIGHT,
     metric: str = "euclidean",
     chunk: int | None = None,
 ) -> torch.Tensor:
@@ -125,19 +129,13 @@ def _embedded(query: Numbers, gallery: Numbers, metric: str) -> _Pictures:
     parts = [as_tensor(side, name) for side, name in ((query, "query"), (gallery, "gallery"))]
     everything = torch.cat([part.float() for part in parts])
     pairs = pairwise(everything, everything, metric)
-    held = everything.cpu()
-    terms = [None if term is None else term.cpu() for term in (pairs.row_terms, pairs.column_terms)]
+    assert pairs.row_terms is not None
+    held, own = everything.cpu(), pairs.row_terms.cpu()
 
     def some(i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         step = max(1, _GATHERED // max(1, held.shape[1]))
         dots = [(held[a] * held[b]).sum(dim=1) for a, b in zip(i.split(step), j.split(step), strict=True)]
-        products = torch.cat(dots) if dots else held.new_empty(0)
-        assert terms[0] is not None
-        assert terms[1] is not None
-        own, other = terms[0][i], terms[1][j]
-        if metric == "cosine":
-            return (1 - products * own * other).clamp(0, 2)
-        return (own + other - 2 * products).clamp(min=0).sqrt()
+        return finish(metric, torch.cat(dots), own[i], own[j])
 
     return _Pictures(len(parts[0]), len(everything), pairs.rows, some)
 

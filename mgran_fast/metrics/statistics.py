@@ -75,7 +75,7 @@ def intervals(
     values = _values(ranking, ranks)
     names = list(values)
     each = np.stack([values[name][ranking.valid] for name in names])
-    means = np.concatenate([each[:, picked].mean(axis=2) for picked in _drawn(each.shape[1], draws, seed)], axis=1)
+    means = _resampled(each, draws, seed)
     return {
         name: Interval(float(own.mean()), *_between(drawn, confidence))
         for name, own, drawn in zip(names, each, means, strict=True)
@@ -110,7 +110,7 @@ def compare(
     names = list(mine)
     each = np.stack([mine[name][both] - theirs[name][both] for name in names])
     count = each.shape[1]
-    means = np.concatenate([each[:, picked].mean(axis=2) for picked in _drawn(count, draws, seed)], axis=1)
+    means = _resampled(each, draws, seed)
     generator = np.random.default_rng((seed, 1))
     exchanged = np.concatenate(
         [each @ (1 - 2 * generator.integers(0, 2, (count, step), dtype=np.int8)) for step in _steps(count, draws)],
@@ -136,12 +136,10 @@ def _check(confidence: float, draws: int, seed: int) -> None:
 
 def _values(ranking: Ranking | ShotRanking, ranks: Sequence[int]) -> dict[str, Floats]:
     """The figures of each query; those without a right match hold anything."""
-    if isinstance(ranking, ShotRanking):
-        for k in ranks:
-            ranking.at(k)  # refuses what the curve does not hold
-        return {f"rank{k}": ranking.found[:, k - 1] for k in ranks}
     for k in ranks:
-        ranking.at(k)
+        ranking.at(k)  # refuses what there is no such figure for
+    if isinstance(ranking, ShotRanking):
+        return {f"rank{k}": ranking.found[:, k - 1] for k in ranks}
     found = {f"rank{k}": ((ranking.first > 0) & (ranking.first <= k)).astype(np.float64) for k in ranks}
     return {**found, "map": ranking.ap, "minp": ranking.inp}
 
@@ -151,11 +149,12 @@ def _steps(count: int, draws: int) -> Iterator[int]:
     return (min(step, draws - done) for done in range(0, draws, step))
 
 
-def _drawn(count: int, draws: int, seed: int) -> Iterator[np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
-    """Queries with repetition, [some draws, count] at a time."""
+def _resampled(each: Floats, draws: int, seed: int) -> Floats:
+    """Means [figures, draws] of the figures [figures, queries], over queries that are drawn with repetition."""
     generator = np.random.default_rng(seed)
-    for step in _steps(count, draws):
-        yield generator.integers(0, count, (step, count))
+    count = each.shape[1]
+    parts = (each[:, generator.integers(0, count, (step, count))].mean(axis=2) for step in _steps(count, draws))
+    return np.concatenate(list(parts), axis=1)
 
 
 def _between(drawn: Floats, confidence: float) -> tuple[float, float]:
