@@ -19,11 +19,10 @@
 #include "threads.h"
 
 namespace mgran {
+template <typename T>
 struct RankingKernels {
-  std::int64_t (*fill_float)(const MgranRanking&, std::int64_t, float*);
-  std::int64_t (*fill_double)(const MgranRanking&, std::int64_t, double*);
-  void (*count_float)(const float*, std::int64_t, const float*, std::int64_t, std::int64_t*, std::int64_t*);
-  void (*count_double)(const double*, std::int64_t, const double*, std::int64_t, std::int64_t*, std::int64_t*);
+  std::int64_t (*fill)(const MgranRanking&, std::int64_t, T*);
+  void (*count)(const T*, std::int64_t, const T*, std::int64_t, std::int64_t*, std::int64_t*);
 };
 }  // namespace mgran
 
@@ -65,18 +64,10 @@ struct Scratch {
   }
 };
 
-template <typename T>
-std::int64_t fill(const RankingKernels& kernels, const MgranRanking& args, std::int64_t query, T* out) {
-  if constexpr (std::is_same_v<T, float>)
-    return kernels.fill_float(args, query, out);
-  else
-    return kernels.fill_double(args, query, out);
-}
-
 // How many distances are less than, and at most, those of the matches. Junk is NaN by now, which no comparison holds
 // for.
 template <typename T>
-void count(const RankingKernels& kernels, const MgranRanking& args, Scratch<T>& scratch) {
+void count(const RankingKernels<T>& kernels, const MgranRanking& args, Scratch<T>& scratch) {
   const std::int64_t matches = static_cast<std::int64_t>(scratch.matches.size());
   for (std::int64_t i = 0; i < matches; ++i) scratch.at[i] = scratch.matches[i].first;
   if (matches > kManyMatches) {
@@ -88,12 +79,9 @@ void count(const RankingKernels& kernels, const MgranRanking& args, Scratch<T>& 
       scratch.less[i] = range.first - scratch.sorted.data();
       scratch.most[i] = range.second - scratch.sorted.data();
     }
-  } else if constexpr (std::is_same_v<T, float>) {
-    kernels.count_float(scratch.distances.data(), args.gallery, scratch.at.data(), matches, scratch.less.data(),
-                        scratch.most.data());
   } else {
-    kernels.count_double(scratch.distances.data(), args.gallery, scratch.at.data(), matches, scratch.less.data(),
-                         scratch.most.data());
+    kernels.count(scratch.distances.data(), args.gallery, scratch.at.data(), matches, scratch.less.data(),
+                  scratch.most.data());
   }
 }
 
@@ -122,12 +110,12 @@ void settle_ties(const MgranRanking& args, Scratch<T>& scratch) {
 }
 
 template <typename T>
-void rank_one(const RankingKernels& kernels, const MgranRanking& args, std::int64_t query, Scratch<T>& scratch) {
+void rank_one(const RankingKernels<T>& kernels, const MgranRanking& args, std::int64_t query, Scratch<T>& scratch) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   args.ap[query] = args.inp[query] = kNan;
   args.first[query] = 0;
   T* distances = scratch.distances.data();
-  args.nan[query] = fill(kernels, args, query, distances);
+  args.nan[query] = kernels.fill(args, query, distances);
   if (args.nan[query] >= 0) return;
   auto& matches = scratch.matches;
   matches.clear();
@@ -162,9 +150,9 @@ void rank_one(const RankingKernels& kernels, const MgranRanking& args, std::int6
 
 template <typename T>
 void run(const MgranRanking& args, int threads) {
-  const RankingKernels kernels =
-      mgran::choose<RankingKernels()>(mgran::ranking_portable::kernels, MGRAN_ONLY_X86(mgran::ranking_avx2::kernels),
-                                      MGRAN_ONLY_X86(mgran::ranking_avx512::kernels))();
+  const auto kernels = mgran::choose<RankingKernels<T>()>(mgran::ranking_portable::kernels<T>,
+                                                          MGRAN_ONLY_X86(mgran::ranking_avx2::kernels<T>),
+                                                          MGRAN_ONLY_X86(mgran::ranking_avx512::kernels<T>))();
   std::int64_t most = 0;
   for (std::int64_t query = 0; query < args.queries; ++query)
     most = std::max(most, args.ends[query] - args.begins[query]);

@@ -39,8 +39,9 @@ MGRAN_TARGET void count(const T* x, std::int64_t n, const T* at, std::int64_t th
   for (; k < thresholds; ++k) count_some<T, 1>(x, n, at + k, less + k, most + k);
 }
 
-inline RankingKernels kernels() {
-  return {fill<float, MgranRanking>, fill<double, MgranRanking>, count<float>, count<double>};
+template <typename T>
+RankingKernels<T> kernels() {
+  return {fill<T, MgranRanking>, count<T>};
 }
 
 }  // namespace MGRAN_NAMESPACE

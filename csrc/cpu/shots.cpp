@@ -11,7 +11,6 @@
 #include <cmath>
 #include <limits>
 #include <new>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -19,11 +18,10 @@
 #include "threads.h"
 
 namespace mgran {
+template <typename T>
 struct ShotsKernels {
-  std::int64_t (*fill_float)(const MgranShots&, std::int64_t, float*);
-  std::int64_t (*fill_double)(const MgranShots&, std::int64_t, double*);
-  bool (*places_float)(const float*, std::int64_t, const float*, std::int64_t, std::int32_t*);
-  bool (*places_double)(const double*, std::int64_t, const double*, std::int64_t, std::int32_t*);
+  std::int64_t (*fill)(const MgranShots&, std::int64_t, T*);
+  bool (*places)(const T*, std::int64_t, const T*, std::int64_t, std::int32_t*);
   void (*add_variable)(double*, double*, std::int64_t, double);
 };
 }  // namespace mgran
@@ -66,17 +64,6 @@ struct Scratch {
   }
 };
 
-template <typename T>
-bool place_all(const ShotsKernels& kernels, const MgranShots& args, Scratch<T>& scratch) {
-  const std::int64_t count = static_cast<std::int64_t>(scratch.matches.size());
-  if constexpr (std::is_same_v<T, float>)
-    return kernels.places_float(scratch.distances.data(), args.gallery, scratch.at.data(), count,
-                                scratch.places.data());
-  else
-    return kernels.places_double(scratch.distances.data(), args.gallery, scratch.at.data(), count,
-                                 scratch.places.data());
-}
-
 // Of matches at an entry's own distance, those with a lower index come before it.
 template <typename T>
 std::int64_t place_of(const Scratch<T>& scratch, std::int64_t entry, bool tied) {
@@ -88,15 +75,12 @@ std::int64_t place_of(const Scratch<T>& scratch, std::int64_t entry, bool tied) 
 }
 
 template <typename T>
-void rank_one(const ShotsKernels& kernels, const MgranShots& args, std::int64_t query, Scratch<T>& scratch) {
+void rank_one(const ShotsKernels<T>& kernels, const MgranShots& args, std::int64_t query, Scratch<T>& scratch) {
   double* found = args.found + query * args.ranks;
   std::fill_n(found, args.ranks, std::numeric_limits<double>::quiet_NaN());
   args.first[query] = 0;
   T* distances = scratch.distances.data();
-  if constexpr (std::is_same_v<T, float>)
-    args.nan[query] = kernels.fill_float(args, query, distances);
-  else
-    args.nan[query] = kernels.fill_double(args, query, distances);
+  args.nan[query] = kernels.fill(args, query, distances);
   const std::int64_t own = args.persons[query];
   if (args.nan[query] >= 0 || own < 0) return;
   auto& matches = scratch.matches;
@@ -110,7 +94,7 @@ void rank_one(const ShotsKernels& kernels, const MgranShots& args, std::int64_t 
   std::sort(matches.begin(), matches.end());
   const std::int64_t count = static_cast<std::int64_t>(matches.size());
   for (std::int64_t k = 0; k < count; ++k) scratch.at[k] = matches[k].first;
-  const bool tied = place_all(kernels, args, scratch);
+  const bool tied = kernels.places(distances, args.gallery, scratch.at.data(), count, scratch.places.data());
   std::fill_n(scratch.mass.begin(), count * args.ranks, 0.0);
   for (std::int64_t k = 0; k < count; ++k) scratch.mass[k * args.ranks] = 1.0;
   std::int64_t before_first = 0;
@@ -150,9 +134,9 @@ void rank_one(const ShotsKernels& kernels, const MgranShots& args, std::int64_t 
 
 template <typename T>
 void run(const MgranShots& args, int threads) {
-  const ShotsKernels kernels =
-      mgran::choose<ShotsKernels()>(mgran::shots_portable::kernels, MGRAN_ONLY_X86(mgran::shots_avx2::kernels),
-                                    MGRAN_ONLY_X86(mgran::shots_avx512::kernels))();
+  const auto kernels =
+      mgran::choose<ShotsKernels<T>()>(mgran::shots_portable::kernels<T>, MGRAN_ONLY_X86(mgran::shots_avx2::kernels<T>),
+                                       MGRAN_ONLY_X86(mgran::shots_avx512::kernels<T>))();
   std::int64_t most = 0;
   for (std::int64_t query = 0; query < args.queries; ++query) {
     const std::int64_t own = args.persons[query];

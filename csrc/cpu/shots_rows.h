@@ -37,8 +37,9 @@ MGRAN_TARGET inline void add_variable(double* __restrict mass, double* __restric
   for (std::int64_t s = 1; s < n; ++s) mass[s] = before[s] * rest + before[s - 1] * share;
 }
 
-inline ShotsKernels kernels() {
-  return {fill<float, MgranShots>, fill<double, MgranShots>, places<float>, places<double>, add_variable};
+template <typename T>
+ShotsKernels<T> kernels() {
+  return {fill<T, MgranShots>, places<T>, add_variable};
 }
 
 }  // namespace MGRAN_NAMESPACE

@@ -314,14 +314,6 @@ def evaluate(
     return Evaluation(ranking, queries, entries, protocol, ap, pictures, alone, distances)
 
 
-def rank_embedded(query: Embedded, gallery: Embedded, *, ap: str = "hits") -> Ranking:
-    """:func:`mgran_fast.rank` of embedded pictures; DataError when no query has a match."""
-    try:
-        return rank(**_asked(query, gallery), ap=ap)
-    except ValueError as error:
-        raise DataError(str(error)) from None
-
-
 def merge_embedded(query: Embedded, pictures: Embedded) -> tuple[Embedded, torch.Tensor]:
     """``query`` as multiple queries of ``pictures``, and the places of those that have none, int64."""
     keys, others = (torch.stack([one.persons, one.cameras], dim=1) for one in (query, pictures))

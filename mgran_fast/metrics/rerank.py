@@ -186,8 +186,12 @@ def _sparse(
     n, q = pictures.count, pictures.queries
     k = min(k1 + 1, n)
     neighbours, largest = torch.empty((n, k), dtype=torch.int32), torch.empty(n)
+    # The queries' distances to the gallery are wanted again at the end: they wait where the result will be.
+    out = torch.empty((q, n - q))
     for start, stop in pictures.spans(chunk):
         values = pictures.rows(start, stop).cpu()
+        if start < q:
+            out[start:stop] = values[:, q:]
         _run(
             module, "nearest", values=values, neighbours=neighbours[start:stop], largest=largest[start:stop],
             rows=stop - start, width=n, k=k,
@@ -200,11 +204,9 @@ def _sparse(
     weights /= torch.zeros(n).index_add_(0, own, weights)[own]
     if k2 > 1:
         starts, members, weights = _mean(module, neighbours, min(k2, n), starts, members, weights)
-    out = _jaccard(module, q, starts, members, weights)
-    for start, stop in pictures.spans(chunk):
-        if start < q:
-            share = (pictures.rows(start, stop)[:, q:].cpu() / largest[start:stop, None]).square_()
-            out[start:stop].mul_(1 - weight).add_(share, alpha=weight)
+    out.div_(largest[:q, None]).square_().mul_(weight)
+    for span, jaccard in _jaccard(module, q, starts, members, weights, chunk):
+        out[span].add_(jaccard, alpha=1 - weight)
     return out
 
 
@@ -248,21 +250,26 @@ def _mean(
 
 
 def _jaccard(
-    module: ModuleType, q: int, starts: torch.Tensor, members: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
+    module: ModuleType, q: int, starts: torch.Tensor, members: torch.Tensor, weights: torch.Tensor, chunk: int | None
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Spans of queries, and their Jaccard distances to the gallery."""
     n = len(starts) - 1
     first = int(starts[q])
     # The gallery's vectors by member: who has it, and how much of it.
     inverse = rows.invert(members[first:], n)
     entry = torch.repeat_interleave(torch.arange(n - q, dtype=torch.int32), starts[q:].diff())
     at = inverse.members.long()
-    out = torch.empty((q, n - q))
-    _run(
-        module, "jaccard", starts=starts[: q + 1], members=members, weights=weights,
-        column_starts=inverse.starts.long(), column_rows=entry[at], column_weights=weights[first:][at], out=out,
-        rows=q, width=n - q, columns=n,
-    )  # fmt: skip
-    return out
+    columns = {"column_starts": inverse.starts.long(), "column_rows": entry[at], "column_weights": weights[first:][at]}
+    step = rows_per_chunk(chunk, n - q)
+    for start in range(0, q, step):
+        stop = min(start + step, q)
+        begin, end = int(starts[start]), int(starts[stop])
+        out = torch.empty((stop - start, n - q))
+        _run(
+            module, "jaccard", starts=starts[start : stop + 1] - begin, members=members[begin:end],
+            weights=weights[begin:end], **columns, out=out, rows=stop - start, width=n - q, columns=n,
+        )  # fmt: skip
+        yield slice(start, stop), out
 
 
 def _starts(counts: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mgran_fast.data import CropDataset, DataSet, MaskFiles, Record, Sample, read_market
 from mgran_fast.errors import DataError
-from mgran_fast.metrics.evaluation import embed, evaluate, rank_embedded
+from mgran_fast.metrics.evaluation import embed, evaluate
 from mgran_fast.metrics.ranking import rank
 from mgran_fast.model import MGRAN
 from mgran_fast.mra.estimate import Estimate
@@ -152,14 +152,9 @@ def test_bad_pictures_are_left_out_and_counted(copied: DataSet, model: MGRAN) ->
     assert [str(truncated) in lines[0], str(empty) in lines[1]] == [True, True]
     kept = whole.gallery.vectors[found.gallery.indices]
     assert (found.gallery.vectors - kept).abs().max() <= 1e-5
-    want = rank_embedded(
-        dataclasses.replace(
-            whole.query, vectors=whole.query.vectors[:7], persons=whole.query.persons[:7],
-            cameras=whole.query.cameras[:7],
-        ),
-        dataclasses.replace(
-            whole.gallery, vectors=kept, persons=found.gallery.persons, cameras=found.gallery.cameras
-        ),
+    want = rank(
+        whole.query.vectors[:7], kept, query_ids=whole.query.persons[:7], gallery_ids=found.gallery.persons,
+        query_cameras=whole.query.cameras[:7], gallery_cameras=found.gallery.cameras,
     )  # fmt: skip
     assert found.ranking.map == pytest.approx(want.map, abs=1e-6)
 
