@@ -18,8 +18,8 @@ from rich.text import Text
 
 from mgran_fast.data import DataSet, Masks, find_masks
 from mgran_fast.errors import DataError
+from mgran_fast.metrics.embedding import Progress as Step
 from mgran_fast.metrics.evaluation import Evaluation
-from mgran_fast.metrics.evaluation import Progress as Step
 from mgran_fast.metrics.statistics import intervals
 from mgran_fast.model import MGRAN
 from mgran_fast.mra import Estimator
@@ -174,7 +174,7 @@ def tell(results: Mapping[str, Evaluation], title: str) -> None:
         found = evaluation.figures()
         table.add_row(name, *(f"{100 * found[column]:.1f} %" for column in shown))
     console.print(table)
-    console.print(f"rule: {last.rule}")
+    console.print(f"rule: {last.rule.text}")
     sure = intervals(last.ranking)
     told = ", ".join(f"{names[name]} {100 * sure[name].low:.1f} to {100 * sure[name].high:.1f} %" for name in shown)
     console.print(f"95 % of samples of such queries: {told}")

@@ -82,6 +82,33 @@ def evaluate(
             rich_help_panel="Protocol",
         ),
     ] = "hits",
+    ties: Annotated[
+        str,
+        typer.Option(
+            help="Of pictures at one distance the first is: index, the earlier in the gallery; pessimistic, a wrong"
+            " one; optimistic, a right one.",
+            rich_help_panel="Protocol",
+        ),
+    ] = "index",
+    metric: Annotated[
+        str, typer.Option(help="Distance of embeddings: euclidean or cosine.", rich_help_panel="Protocol")
+    ] = "euclidean",
+    visible: Annotated[
+        bool,
+        typer.Option("--visible", help="Compare the parts that both pictures show.", rich_help_panel="Protocol"),
+    ] = False,
+    flip: Annotated[
+        bool,
+        typer.Option("--flip", help="Embed each picture and its mirror image.", rich_help_panel="Protocol"),
+    ] = False,
+    cameras: Annotated[
+        bool,
+        typer.Option(
+            "--cameras/--no-cameras",
+            help="Leave out pictures of the query's person by the query's camera; not so where cameras are not known.",
+            rich_help_panel="Protocol",
+        ),
+    ] = True,
     rerank: Annotated[
         bool,
         typer.Option(
@@ -104,15 +131,22 @@ def evaluate(
     from mgran_fast.cli import common
     from mgran_fast.data.records import SINGLE_GALLERY_SHOT
     from mgran_fast.metrics import protocols
+    from mgran_fast.metrics.distances import METRICS
     from mgran_fast.metrics.evaluation import evaluate as run
+    from mgran_fast.metrics.hits import TIES
     from mgran_fast.metrics.statistics import intervals
     from mgran_fast.model import MGRAN
 
     if mra is not None and masks is not None:
         raise DataError("--masks and --mra: give one or the other")
-    for option, value, known in (("--queries", queries, protocols.QUERIES), ("--ap", ap, protocols.AP_TEXT)):
+    for option, value, known in (
+        ("--queries", queries, protocols.QUERIES), ("--ap", ap, protocols.AP_TEXT), ("--ties", ties, TIES),
+        ("--metric", metric, METRICS),
+    ):  # fmt: skip
         if value not in known:
             raise DataError(f"{option} {value}: choose {' or '.join(known)}")
+    if rerank and visible:
+        raise DataError("--rerank and --visible: re-ranking compares whole vectors; take one of the two")
     model = MGRAN.from_file(checkpoint, layout=layout, mra=None if mra is None else common.open_estimator(mra))
     if torch.cuda.is_available():
         model = model.cuda()
@@ -127,8 +161,15 @@ def evaluate(
         raise DataError(
             f"--draws {draws}: {found.name} is scored by the rule {found.protocol}, which draws nothing; leave it out"
         )
-    if ap != "hits" and found.protocol == SINGLE_GALLERY_SHOT:
-        raise DataError(f"--ap {ap}: {found.name} is scored by a single gallery shot, which has no mAP; leave it out")
+    for option, value, default in (("--ap", ap, "hits"), ("--ties", ties, "index")):
+        if value != default and found.protocol == SINGLE_GALLERY_SHOT:
+            raise DataError(
+                f"{option} {value}: {found.name} is scored by a single gallery shot, which has no mAP; leave it out"
+            )
+    rule = protocols.Rule(
+        found.protocol, queries, ap, ties, metric, visible=visible, flip=flip, reranked=rerank, cameras=cameras,
+        draws=draws, seed=seed,
+    )  # fmt: skip
     files = common.open_masks(found.root, masks, wanted=mra is None and not model.layout.whole)
     if files is None and mra is None and not model.layout.whole:
         common.console.print(f"{found.root}: no regions/ nor masks/ beside the pictures; RegionNet makes the masks")
@@ -139,9 +180,8 @@ def evaluate(
     start = time.perf_counter()
     with common.bar("evaluate") as step:
         result = run(
-            model, found.query, found.gallery, files, batch_size=batch_size, workers=workers, progress=step,
-            encode=encode, protocol=found.protocol, multi_query=found.multi_query if queries == "multiple" else None,
-            ap=ap, draws=draws, seed=seed, reranked=rerank,
+            model, found.query, found.gallery, files, rule, multi_query=found.multi_query, batch_size=batch_size,
+            workers=workers, progress=step, encode=encode,
         )  # fmt: skip
     seconds = {"evaluate": time.perf_counter() - start}
     title = f"{checkpoint.parent.name or checkpoint.name} on {found.name}"
@@ -180,7 +220,7 @@ def _engine(model: MGRAN, precision: str, dataset: DataSet, files: Masks | None)
     from mgran_fast.cli import common
     from mgran_fast.data import Sample, collate
     from mgran_fast.engine.optimize import calibrate, optimize
-    from mgran_fast.metrics.evaluation import crops_for
+    from mgran_fast.metrics.embedding import crops_for
 
     if precision != "int8":
         return optimize(model, precision)

@@ -16,6 +16,7 @@ from mgran_fast.cli import common, endings
 from mgran_fast.data import DataSet, Masks
 from mgran_fast.errors import MGRANError
 from mgran_fast.metrics.evaluation import Evaluation, evaluate
+from mgran_fast.metrics.protocols import Rule
 from mgran_fast.train import logs
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.machines import Machines, is_first
@@ -59,15 +60,15 @@ def train_and_evaluate(
     if weights is not None:
         load_trunk(model, weights)
     device = (machines or Machines()).device
+    rule = Rule(dataset.protocol)
     seconds: dict[str, float] = {}
     results = {}
     start = time.perf_counter()
     if is_first():
         with common.bar("untrained") as step:
             results["untrained" if weights is None else "before training"] = evaluate(
-                model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step,
-                protocol=dataset.protocol,
-            )  # fmt: skip
+                model.to(device), dataset.query, dataset.gallery, masks, rule, workers=config.workers, progress=step
+            )
         seconds["evaluate before"] = time.perf_counter() - start
         first = next(iter(results.values()))
         common.console.print(f"before training: {common.brief(first)}")
@@ -95,9 +96,8 @@ def train_and_evaluate(
     start = time.perf_counter()
     with common.bar("evaluate") as step:
         results["trained"] = evaluate(
-            trained.model.to(device), dataset.query, dataset.gallery, masks, workers=config.workers, progress=step,
-            protocol=dataset.protocol,
-        )  # fmt: skip
+            trained.model.to(device), dataset.query, dataset.gallery, masks, rule, workers=config.workers, progress=step
+        )
     seconds["evaluate after"] = time.perf_counter() - start
     final = _line(results["trained"])
     trained.history[-1].update(final)

@@ -1,61 +1,24 @@
-"""Evaluating a model: embed query and gallery, rank by a protocol, count what was odd."""
+"""Evaluating a model: embed query and gallery, rank by a rule, count what was odd."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from mgran_fast.data import Batch, CropDataset, Masks, Problems, Record, collate
-from mgran_fast.data.cache import PRESENT
-from mgran_fast.data.records import MARKET, SINGLE_GALLERY_SHOT
+from mgran_fast.data import Masks, Record
 from mgran_fast.errors import DataError
 from mgran_fast.metrics import protocols
+from mgran_fast.metrics.distances import Numbers
+from mgran_fast.metrics.embedding import Embedded, Encode, Progress, embed
+from mgran_fast.metrics.protocols import Rule
 from mgran_fast.metrics.ranking import Ranking, Top, rank, top
 from mgran_fast.metrics.rerank import rerank
 from mgran_fast.metrics.shots import ShotRanking, rank_shots
-from mgran_fast.model import MGRAN, Encoding
-
-Progress = Callable[[int, int], None]
-#: (crops, region_map=...) -> an encoding.
-Encode = Callable[..., Encoding]
-#: An estimator looks at crops of this size at least, (height, width), however small the trunk's are.
-ESTIMATED_SIZE = (256, 128)
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """N pictures of a list of records that could be read.
-
-    Attributes:
-        vectors: float32 [N, P * D], unit norm.
-        visible: bool [N, P].
-        persons, cameras, indices: int64 [N]; indices are places in the list of records.
-        empty_masks, no_keypoints: how many pictures had no mask, and no usable keypoint.
-        problems: the pictures that could not be read.
-        seconds: the time that reading and embedding took.
-        without_person: int64 [K], the places of pictures that show nobody: an empty mask, or a presence below 0.5.
-            They are embedded all the same; with an empty mask, as whole crops without a visible region.
-    """
-
-    vectors: torch.Tensor
-    visible: torch.Tensor
-    persons: torch.Tensor
-    cameras: torch.Tensor
-    indices: torch.Tensor
-    empty_masks: int
-    no_keypoints: int
-    problems: Problems
-    seconds: float
-    without_person: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-
-    def __len__(self) -> int:
-        return len(self.vectors)
+from mgran_fast.model import MGRAN
 
 
 @dataclass(frozen=True)
@@ -63,31 +26,24 @@ class Evaluation:
     """What :func:`evaluate` found.
 
     Attributes:
-        ranking: by the protocol; a :class:`ShotRanking` has no mAP, its ``map`` is None.
+        ranking: by the rule; a :class:`ShotRanking` has no mAP, its ``map`` is None.
         query: the queries; of multiple ones the vectors are the means that were ranked, and a part is visible where
             one of the pictures shows it.
         gallery: all of it, whatever the protocol draws.
-        protocol: one of :data:`mgran_fast.metrics.protocols.PROTOCOLS`.
-        ap: the definition of average precision, see :func:`mgran_fast.rank`; of no meaning where there is none.
+        rule: how it was scored.
         pictures: what the multiple queries were made of, see :func:`mgran_fast.metrics.protocols.further`; None for
             single queries.
         alone: int64, the places in ``query`` of multiple queries that have no picture but their own.
-        distances: float32 [Q, G], of re-ranking; None where the Euclidean ones of the vectors count.
+        distances: float32 [Q, G], of re-ranking; None where those of the vectors count.
     """
 
     ranking: Ranking | ShotRanking
     query: Embedded
     gallery: Embedded
-    protocol: str = MARKET
-    ap: str = "hits"
+    rule: Rule = field(default_factory=Rule)
     pictures: Embedded | None = None
     alone: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     distances: torch.Tensor | None = None
-
-    @property
-    def queries(self) -> str:
-        """ "single" or "multiple"."""
-        return "single" if self.pictures is None else "multiple"
 
     @property
     def embedded(self) -> tuple[Embedded, ...]:
@@ -95,24 +51,14 @@ class Evaluation:
         return (self.query, *([] if self.pictures is None else [self.pictures]), self.gallery)
 
     @property
-    def rule(self) -> str:
-        """What was measured and how, in one line."""
-        draws = self.ranking.draws or None if isinstance(self.ranking, ShotRanking) else None
-        return protocols.describe(self.protocol, self.queries, self.ap, draws, self.distances is not None)
-
-    @property
     def details(self) -> dict[str, Any]:
-        """The same for a program: "protocol", "queries", "reranked", "ap" (None where the protocol has no mAP), "draws"
-        (None for the exact expectation) and "standard_error" of the drawn ranks, and "rule"."""
-        found: dict[str, Any] = {"protocol": self.protocol, "queries": self.queries, "ap": self.ap}
-        found["reranked"] = self.distances is not None
-        if isinstance(self.ranking, ShotRanking):
-            draws = self.ranking.draws or None
-            found.update(ap=None, draws=draws)
-            if draws is not None and draws > 1:
-                error = self.ranking.error
-                found["standard_error"] = {f"rank{k}": float(error[k - 1]) for k in (1, 5, 10)}
-        return {**found, "rule": self.rule}
+        """The rule for a program, :attr:`mgran_fast.metrics.protocols.Rule.details`, and "standard_error" of the ranks
+        where some galleries were drawn."""
+        found = self.rule.details
+        if isinstance(self.ranking, ShotRanking) and self.ranking.draws > 1:
+            error = self.ranking.error
+            found["standard_error"] = {f"rank{k}": float(error[k - 1]) for k in (1, 5, 10)}
+        return found
 
     @property
     def counts(self) -> dict[str, int]:
@@ -144,102 +90,12 @@ class Evaluation:
 
     def top(self, k: int = 10) -> Top:
         """The first k gallery pictures of each query; indices count in ``gallery``."""
-        return top(**_asked(self.query, self.gallery, self.distances), k=k)
+        return top(**self.asked, k=k)
 
-
-@torch.inference_mode()
-def embed(
-    model: MGRAN,
-    records: Sequence[Record],
-    masks: Masks | None,
-    *,
-    batch_size: int = 32,
-    workers: int = 0,
-    progress: Progress | None = None,
-    encode: Encode | None = None,
-) -> Embedded:
-    """Embed the pictures of ``records`` in eval mode, on the device where the model is.
-
-    Args:
-        masks: where their masks or region maps lie; None runs the model's own estimator (or no mask at all for layout
-            none).
-        batch_size, workers: pictures at once, and processes that read them.
-        progress: called with (pictures done, pictures in all).
-        encode: what embeds in place of the model's own method: that of an engine made from it.
-    """
-    encode = model.encode if encode is None else encode
-    start = time.perf_counter()
-    dataset, estimated = crops_for(model, records, masks)
-    loader: Iterable[Batch] = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    problems, done, empty, unposed = Problems(), 0, 0, 0
-    vectors, visible, persons, cameras, indices, absent = [], [], [], [], [], []
-    try:
-        for batch in loader:
-            problems.add(batch.bad)
-            done += len(batch) + len(batch.bad)
-            if len(batch):
-                moved = batch.to(device)
-                maps, empty_masks = moved.region_maps, batch.empty_masks
-                nobody = empty_masks | batch.no_person
-                if estimated:
-                    estimate = model.estimate(moved.crops)
-                    maps = model.regions(moved.crops, estimate.mask, estimate.keypoints)
-                    empty_masks = (maps == 0).flatten(1).all(1).cpu()
-                    nobody = empty_masks | (estimate.presence < PRESENT).cpu()
-                    unposed += int((estimate.keypoints[..., 2] < model.keypoint_threshold).all(1).sum())
-                encoding = encode(moved.crops, region_map=maps)
-                vectors.append(encoding.vector.cpu())
-                visible.append(encoding.visible.cpu())
-                persons.append(batch.persons)
-                cameras.append(batch.cameras)
-                indices.append(batch.indices)
-                absent.append(batch.indices[nobody])
-                empty += int(empty_masks.sum())
-                # False throughout when an estimator looks, and counted above.
-                unposed += int(batch.no_keypoints.sum())
-            if progress is not None:
-                progress(done, len(records))
-    finally:
-        model.train(was_training)
-    if not vectors:
-        first = problems.lines(1)
-        raise DataError(f"none of {len(records)} pictures could be read" + (f"; {first[0]}" if first else ""))
-    return Embedded(
-        torch.cat(vectors),
-        torch.cat(visible),
-        torch.cat(persons),
-        torch.cat(cameras),
-        torch.cat(indices),
-        empty,
-        unposed,
-        problems,
-        time.perf_counter() - start,
-        torch.cat(absent),
-    )
-
-
-def crops_for(model: MGRAN, records: Sequence[Record], masks: Masks | None) -> tuple[CropDataset, bool]:
-    """The pictures as a model wants them read, and whether its own estimator shall look at them.
-
-    It shall where there are no mask files and the layout wants masks. The crops then come alone, at the model's size
-    or :data:`ESTIMATED_SIZE`, whichever is more.
-    """
-    estimated = masks is None and not model.layout.whole
-    height, width = model.size
-    if estimated:
-        height, width = max(height, ESTIMATED_SIZE[0]), max(width, ESTIMATED_SIZE[1])
-    dataset = CropDataset(
-        records,
-        masks=masks,
-        size=(height, width),
-        layout="none" if estimated else model.layout,
-        threshold=model.threshold,
-        keypoint_threshold=model.keypoint_threshold,
-    )
-    return dataset, estimated
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was ranked, as arguments of :func:`mgran_fast.rank` and its like."""
+        return _asked(self.query, self.gallery, self.rule, self.distances)
 
 
 def evaluate(
@@ -247,46 +103,35 @@ def evaluate(
     query: Sequence[Record],
     gallery: Sequence[Record],
     masks: Masks | None,
+    rule: Rule | None = None,
     *,
+    multi_query: Sequence[Record] | None = None,
     batch_size: int = 32,
     workers: int = 0,
     progress: Progress | None = None,
     encode: Encode | None = None,
-    protocol: str = MARKET,
-    multi_query: Sequence[Record] | None = None,
-    ap: str = "hits",
-    draws: int | None = None,
-    seed: int = 0,
-    reranked: bool = False,
 ) -> Evaluation:
-    """Rank ``gallery`` for each of ``query`` by the Euclidean distance of embeddings.
+    """Rank ``gallery`` for each of ``query`` by the distance of embeddings.
 
     Args:
-        model, masks, batch_size, workers, encode: see :func:`embed`.
-        progress: called with (pictures done, pictures in all).
-        protocol: ``MARKET`` or ``SINGLE_GALLERY_SHOT``, as :class:`mgran_fast.data.DataSet` has it.
+        model, masks, batch_size, workers, encode: see :func:`mgran_fast.metrics.embedding.embed`.
+        rule: how to score; by default Market-1501's single queries.
         multi_query: further pictures for multiple queries, see :func:`mgran_fast.metrics.protocols.merge`: those of a
-            query's person and camera take its place. None for single queries.
-        ap: the definition of average precision, see :func:`mgran_fast.rank`.
-        draws, seed: of the single gallery shot, see :func:`mgran_fast.metrics.shots.rank_shots`; ``draws`` None takes
-            the exact expectation.
-        reranked: by the distances of :func:`mgran_fast.metrics.rerank`, with its own settings.
+            query's person and camera take its place. Single queries do not look at it.
+        progress: called with (pictures done, pictures in all).
 
     Raises:
-        DataError: no query at all has a match in the gallery, or no further picture is of a query.
-        ValueError: an argument is out of its range.
+        DataError: a picture is twice in the gallery, no query at all has a match in it, or no further picture is of a
+            query.
     """
-    if protocol not in protocols.PROTOCOLS:
-        raise ValueError(f"protocol must be one of {', '.join(protocols.PROTOCOLS)}, not {protocol!r}")
-    if ap not in protocols.AP_TEXT:
-        raise ValueError(f"ap must be one of {', '.join(protocols.AP_TEXT)}, not {ap!r}")
-    if draws is not None and (protocol != SINGLE_GALLERY_SHOT or draws < 1):
-        raise ValueError(f"draws must be at least 1, and only {SINGLE_GALLERY_SHOT} draws; not {draws} for {protocol}")
-    if multi_query is not None:
-        multi_query = protocols.further(query, multi_query)
-        if not multi_query:
+    rule = Rule() if rule is None else rule
+    _once(gallery)
+    lists = [query, gallery]
+    if rule.queries == "multiple":
+        more = protocols.further(query, multi_query or ())
+        if not more:
             raise DataError("no picture for multiple queries is of a query's person and camera; take single queries")
-    lists = [query, *([] if multi_query is None else [multi_query]), gallery]
+        lists.insert(1, more)
     total, parts, before = sum(map(len, lists)), [], 0
     for records in lists:
 
@@ -294,24 +139,29 @@ def evaluate(
             if progress is not None:
                 progress(before + done, total)
 
-        parts.append(embed(model, records, masks, batch_size=batch_size, workers=workers, encode=encode, progress=step))
+        parts.append(
+            embed(
+                model, records, masks, batch_size=batch_size, workers=workers, encode=encode, progress=step,
+                flip=rule.flip,
+            )
+        )  # fmt: skip
         before += len(records)
     queries, entries = parts[0], parts[-1]
     pictures, alone = None, torch.zeros(0, dtype=torch.int64)
-    if multi_query is not None:
+    if rule.queries == "multiple":
         pictures = parts[1]
         queries, alone = merge_embedded(queries, pictures)
-    distances = rerank(queries.vectors, entries.vectors) if reranked else None
-    asked = _asked(queries, entries, distances)
+    distances = rerank(queries.vectors, entries.vectors, metric=rule.metric) if rule.reranked else None
+    asked = _asked(queries, entries, rule, distances)
     ranking: Ranking | ShotRanking
     try:
-        if protocol == SINGLE_GALLERY_SHOT:
-            ranking = rank_shots(**asked, draws=draws, seed=seed)
+        if rule.has_ap:
+            ranking = rank(**asked, ap=rule.ap, ties=rule.ties)
         else:
-            ranking = rank(**asked, ap=ap)
+            ranking = rank_shots(**asked, draws=rule.draws, seed=rule.seed)
     except ValueError as error:
         raise DataError(str(error)) from None
-    return Evaluation(ranking, queries, entries, protocol, ap, pictures, alone, distances)
+    return Evaluation(ranking, queries, entries, rule, pictures, alone, distances)
 
 
 def merge_embedded(query: Embedded, pictures: Embedded) -> tuple[Embedded, torch.Tensor]:
@@ -322,12 +172,26 @@ def merge_embedded(query: Embedded, pictures: Embedded) -> tuple[Embedded, torch
     return dataclasses.replace(query, vectors=vectors, visible=shown > 0), (counts == 0).nonzero()[:, 0]
 
 
-def _asked(query: Embedded, gallery: Embedded, distances: torch.Tensor | None = None) -> dict[str, Any]:
-    """What is ranked: the vectors, or distances in their place, and who is on the pictures."""
+def _once(gallery: Sequence[Record]) -> None:
+    """Refuse a gallery with a picture that is in it twice: it would count as two matches, or as two mistakes."""
+    seen: set[Any] = set()
+    for record in gallery:
+        if record.path in seen:
+            raise DataError(f"{record.path}: twice in the gallery; leave one of the two out")
+        seen.add(record.path)
+
+
+def _asked(query: Embedded, gallery: Embedded, rule: Rule, distances: torch.Tensor | None) -> dict[str, Any]:
+    """The vectors, or distances in their place, and who is on the pictures."""
+    compared: dict[str, Numbers | str | None] = {"distances": distances}
+    if distances is None:
+        compared = {"query": query.vectors, "gallery": gallery.vectors, "metric": rule.metric}
+        if rule.visible:
+            compared.update(query_visibility=query.visible, gallery_visibility=gallery.visible)
     return {
-        **({"query": query.vectors, "gallery": gallery.vectors} if distances is None else {"distances": distances}),
+        **compared,
         "query_ids": query.persons.numpy(),
         "gallery_ids": gallery.persons.numpy(),
-        "query_cameras": query.cameras.numpy(),
-        "gallery_cameras": gallery.cameras.numpy(),
+        "query_cameras": query.cameras.numpy() if rule.cameras else None,
+        "gallery_cameras": gallery.cameras.numpy() if rule.cameras else None,
     }

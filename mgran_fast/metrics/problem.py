@@ -103,8 +103,8 @@ class Problem:
             if len(together) == 1:
                 cameras = f"query_cameras and gallery_cameras are {together.pop()} everywhere"
         return (
-            f"no query has a right match: {cameras}, and same-camera matches are left out; without real camera "
-            "numbers pass query_cameras=None, gallery_cameras=None"
+            f"no query has a right match: {cameras}, and same-camera matches are left out; where nobody knows the "
+            "cameras leave that rule out: query_cameras=None, gallery_cameras=None, or mgran-fast evaluate --no-cameras"
         )
 
 

@@ -14,8 +14,8 @@ import mgran_fast
 from mgran_fast import ops
 from mgran_fast.data import DataSet, Masks, Record, Sample
 from mgran_fast.data.pictures import read_picture_and_shape
-from mgran_fast.data.records import SINGLE_GALLERY_SHOT
-from mgran_fast.metrics.evaluation import Embedded, Evaluation, crops_for
+from mgran_fast.metrics.embedding import Embedded, crops_for
+from mgran_fast.metrics.evaluation import Evaluation
 from mgran_fast.metrics.protocols import further
 from mgran_fast.model import MGRAN
 from mgran_fast.ops import backend
@@ -26,11 +26,11 @@ from mgran_fast.report.pictures import CropView, Match, Query
 def protocol(evaluation: Evaluation) -> str:
     """What was measured and how, and what the ranked lists show that was not."""
     notes = []
-    if evaluation.queries == "multiple":
+    if evaluation.rule.queries == "multiple":
         notes.append("a ranked list shows one picture of its query")
-    if evaluation.protocol == SINGLE_GALLERY_SHOT:
+    if not evaluation.rule.has_ap:
         notes.append("the ranked lists show all gallery pictures, none are drawn")
-    return "; ".join([evaluation.rule, *notes])
+    return "; ".join([evaluation.rule.text, *notes])
 
 
 def scores(name: str, evaluation: Evaluation) -> Scores:

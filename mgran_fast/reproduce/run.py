@@ -14,7 +14,7 @@ from mgran_fast import diagnosis, layouts
 from mgran_fast.data import DataSet, Masks, find_masks
 from mgran_fast.data.sets import Counts, open_set
 from mgran_fast.errors import DataError
-from mgran_fast.metrics.protocols import describe
+from mgran_fast.metrics.protocols import Rule
 from mgran_fast.reproduce.rows import Row
 from mgran_fast.reproduce.runs import Bar, Run, Training, changes, prefix, settings_digest
 from mgran_fast.train.config import TrainConfig
@@ -181,7 +181,7 @@ def reproduce(
             "variant": row.variant,
             "queries": row.queries,
             "protocol": protocol,
-            "rule": describe(protocol, row.queries),
+            "rule": Rule(protocol, row.queries).text,
             "notes": list(notes),
             "changed": changes(row.settings(), config),
             "settings": settings_digest(config),

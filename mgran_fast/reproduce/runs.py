@@ -18,8 +18,9 @@ import yaml
 
 from mgran_fast.data import DataSet, Masks
 from mgran_fast.errors import CheckpointError, DataError
+from mgran_fast.metrics.embedding import Progress as Step
 from mgran_fast.metrics.evaluation import Evaluation, evaluate
-from mgran_fast.metrics.evaluation import Progress as Step
+from mgran_fast.metrics.protocols import Rule
 from mgran_fast.model import MGRAN
 from mgran_fast.train import logs
 from mgran_fast.train.config import TrainConfig
@@ -174,10 +175,10 @@ class Run:
                 dataset.query,
                 dataset.gallery,
                 masks,
+                Rule(dataset.protocol, queries),
+                multi_query=dataset.multi_query,
                 workers=self.config.workers,
                 progress=step,
-                protocol=dataset.protocol,
-                multi_query=dataset.multi_query if queries == "multiple" else None,
             )
         found = {f"{prefix(queries)}{name}": value for name, value in _figures(evaluation).items()}
         logs.amend(self.folder, found)

@@ -20,6 +20,7 @@ from mgran_fast import layouts
 from mgran_fast.data import DataSet, Masks
 from mgran_fast.errors import CheckpointError, DataError
 from mgran_fast.metrics.evaluation import evaluate
+from mgran_fast.metrics.protocols import Rule
 from mgran_fast.model import MGRAN
 from mgran_fast.train.config import TrainConfig
 from mgran_fast.train.data import TrainingData
@@ -167,9 +168,8 @@ def train(
     begin(output, config, digest(dataset), module, resume=resume)
 
     def measure(now: TrainingModule) -> dict[str, float]:
-        found = evaluate(
-            now.model, dataset.query, dataset.gallery, masks, workers=config.workers, protocol=dataset.protocol
-        ).figures()
+        rule = Rule(dataset.protocol)
+        found = evaluate(now.model, dataset.query, dataset.gallery, masks, rule, workers=config.workers).figures()
         return {name: found[name] for name in ("rank1", "map") if name in found}
 
     # No process has a whole model to measure where the weights are shared out.

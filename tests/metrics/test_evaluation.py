@@ -13,7 +13,8 @@ from PIL import Image
 
 from mgran_fast.data import CropDataset, DataSet, MaskFiles, Record, Sample, read_market
 from mgran_fast.errors import DataError
-from mgran_fast.metrics.evaluation import embed, evaluate
+from mgran_fast.metrics.embedding import embed
+from mgran_fast.metrics.evaluation import evaluate
 from mgran_fast.metrics.ranking import rank
 from mgran_fast.model import MGRAN
 from mgran_fast.mra.estimate import Estimate

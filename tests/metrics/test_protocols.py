@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -17,14 +18,18 @@ from mgran_fast.data import DataSet, MaskFiles, Record, read_market
 from mgran_fast.data.records import MARKET, SINGLE_GALLERY_SHOT
 from mgran_fast.errors import DataError
 from mgran_fast.ma.embedding import concatenate
-from mgran_fast.metrics.evaluation import Evaluation, embed, evaluate
-from mgran_fast.metrics.protocols import describe, further, merge
+from mgran_fast.metrics.distances import visible
+from mgran_fast.metrics.embedding import embed, with_mirror
+from mgran_fast.metrics.evaluation import Evaluation, evaluate
+from mgran_fast.metrics.protocols import Rule, further, merge
 from mgran_fast.metrics.ranking import Ranking, rank
 from mgran_fast.metrics.rerank import rerank
 from mgran_fast.metrics.shots import ShotRanking, rank_shots
 from mgran_fast.model import MGRAN
 
 SIZE = (32, 16)
+SHOT = Rule(SINGLE_GALLERY_SHOT)
+MULTIPLE = Rule(queries="multiple")
 
 
 def labels(found: Evaluation) -> dict[str, np.ndarray]:
@@ -97,7 +102,7 @@ def test_multiple_queries(tiny: DataSet, model: MGRAN) -> None:
     more = [record for record in tiny.gallery if (record.person, record.camera) != lonely]
     steps: list[tuple[int, int]] = []
     found = evaluate(
-        model, tiny.query, tiny.gallery, masks, batch_size=50,
+        model, tiny.query, tiny.gallery, masks, MULTIPLE, batch_size=50,
         multi_query=[*more, dataclasses.replace(more[0], person=99)],
         progress=lambda done, total: steps.append((done, total)),
     )  # fmt: skip
@@ -118,7 +123,7 @@ def test_multiple_queries(tiny: DataSet, model: MGRAN) -> None:
     assert found.ranking.map != evaluate(model, tiny.query, tiny.gallery, masks).ranking.map
     of_multiple = {"pictures of queries": 14, "queries without further pictures": 1}
     assert found.counts == {**single.counts, **of_multiple}
-    assert (found.queries, single.queries) == ("multiple", "single")
+    assert (found.rule, single.rule) == (MULTIPLE, Rule())
     # The lists to look at are of the same vectors.
     first = found.top(1)
     assert [int(place) for place in first.right[:, 0]] == [int(place == 1) for place in found.ranking.first]
@@ -134,7 +139,7 @@ def test_broken_pictures_of_multiple_queries_are_counted(tiny: DataSet, model: M
         shutil.copy(record.path, path)
         records.append(dataclasses.replace(record, path=path))
     records[0].path.write_bytes(b"")
-    found = evaluate(model, copied.query, copied.gallery, masks, multi_query=records)
+    found = evaluate(model, copied.query, copied.gallery, masks, MULTIPLE, multi_query=records)
     assert found.counts["unreadable pictures"] == 1
     assert str(records[0].path) in found.problems()[0]
     assert found.counts["pictures of queries"] == 3
@@ -147,13 +152,13 @@ def test_broken_pictures_of_multiple_queries_are_counted(tiny: DataSet, model: M
 
 def test_a_single_gallery_shot(tiny: DataSet, model: MGRAN) -> None:
     masks = MaskFiles(tiny.root)
-    exact = evaluate(model, tiny.query, tiny.gallery, masks, protocol=SINGLE_GALLERY_SHOT)
+    exact = evaluate(model, tiny.query, tiny.gallery, masks, SHOT)
     want = rank_shots(exact.query.vectors, exact.gallery.vectors, **labels(exact))
     assert isinstance(exact.ranking, ShotRanking)
     assert np.array_equal(exact.ranking.cmc, want.cmc)
     assert exact.figures() == {f"rank{k}": want.at(k) for k in (1, 5, 10)}
     assert exact.counts == evaluate(model, tiny.query, tiny.gallery, masks).counts
-    drawn = evaluate(model, tiny.query, tiny.gallery, masks, protocol=SINGLE_GALLERY_SHOT, draws=7, seed=3)
+    drawn = evaluate(model, tiny.query, tiny.gallery, masks, Rule(SINGLE_GALLERY_SHOT, draws=7, seed=3))
     assert isinstance(drawn.ranking, ShotRanking)
     assert np.array_equal(
         drawn.ranking.each,
@@ -161,51 +166,104 @@ def test_a_single_gallery_shot(tiny: DataSet, model: MGRAN) -> None:
     )
     assert drawn.details["draws"] == 7
     assert drawn.details["standard_error"]["rank1"] == drawn.ranking.error[0]
-    both = evaluate(model, tiny.query, tiny.gallery, masks, protocol=SINGLE_GALLERY_SHOT, multi_query=tiny.gallery)
+    rule = Rule(SINGLE_GALLERY_SHOT, "multiple")
+    both = evaluate(model, tiny.query, tiny.gallery, masks, rule, multi_query=tiny.gallery)
     assert both.details["queries"] == "multiple"
 
 
 def test_what_is_told(tiny: DataSet, model: MGRAN) -> None:
     masks = MaskFiles(tiny.root)
     found = evaluate(model, tiny.query, tiny.gallery, masks)
-    assert found.details == {
-        "protocol": "market", "queries": "single", "reranked": False, "ap": "hits", "rule": found.rule
+    usual = {
+        "queries": "single", "metric": "euclidean", "visible": False, "flip": False, "reranked": False,
+        "cameras": True, "draws": None, "seed": None,
     }  # fmt: skip
-    assert found.rule == describe(MARKET)
+    assert found.details == {"protocol": "market", "ap": "hits", "ties": "index", "rule": Rule().text, **usual}
     assert set(found.figures()) == {"rank1", "rank5", "rank10", "map", "minp"}
-    area = evaluate(model, tiny.query, tiny.gallery, masks, ap="trapezoid")
+    area = evaluate(model, tiny.query, tiny.gallery, masks, Rule(ap="trapezoid"))
     assert area.figures()["map"] < found.figures()["map"]
-    assert "AP is the area under the precision-recall curve in trapezoids" in area.rule
-    shot = evaluate(model, tiny.query, tiny.gallery, masks, protocol=SINGLE_GALLERY_SHOT)
-    assert shot.details == {
-        "protocol": "single-gallery-shot", "queries": "single", "reranked": False, "ap": None, "draws": None,
-        "rule": shot.rule,
-    }  # fmt: skip
+    assert "AP is the area under the precision-recall curve in trapezoids" in area.rule.text
+    shot = evaluate(model, tiny.query, tiny.gallery, masks, SHOT)
+    assert shot.details == {"protocol": "single-gallery-shot", "ap": None, "ties": None, "rule": SHOT.text, **usual}
     assert "NaN" not in json.dumps([shot.details, shot.figures()], allow_nan=False)
 
 
 def test_a_reranked_gallery(tiny: DataSet, model: MGRAN) -> None:
     masks = MaskFiles(tiny.root)
     for protocol in (MARKET, SINGLE_GALLERY_SHOT):
-        found = evaluate(model, tiny.query, tiny.gallery, masks, protocol=protocol, reranked=True)
+        found = evaluate(model, tiny.query, tiny.gallery, masks, Rule(protocol, reranked=True))
         want = rerank(found.query.vectors, found.gallery.vectors)
         assert found.distances is not None
         assert torch.equal(found.distances, want)
-        assert (found.details["reranked"], "k-reciprocal" in found.rule) == (True, True)
+        assert (found.details["reranked"], "k-reciprocal" in found.rule.text) == (True, True)
         ranked = rank(distances=want, **labels(found))
         assert found.ranking.first.tolist() == ranked.first.tolist()
         # What is shown is what was ranked.
         shown = found.top(3)
         assert shown.distance[0, 0] == want[0, shown.index[0, 0]]
     plain = evaluate(model, tiny.query, tiny.gallery, masks)
-    assert (plain.distances, "k-reciprocal" in plain.rule) == (None, False)
+    assert (plain.distances, "k-reciprocal" in plain.rule.text) == (None, False)
+
+
+def test_the_rule_chooses_what_is_compared(tiny: DataSet, model: MGRAN) -> None:
+    masks = MaskFiles(tiny.root)
+    plain = evaluate(model, tiny.query, tiny.gallery, masks)
+    seen = evaluate(model, tiny.query, tiny.gallery, masks, Rule(visible=True, metric="cosine", ties="pessimistic"))
+    distances = visible(
+        plain.query.vectors, plain.gallery.vectors, plain.query.visible, plain.gallery.visible, metric="cosine"
+    )
+    want = rank(distances=distances, ties="pessimistic", **labels(plain))
+    assert isinstance(seen.ranking, Ranking)
+    assert seen.ranking.ap.tolist() == want.ap.tolist()
+    assert (seen.ranking.ties, seen.rule.text.count("that both pictures show")) == ("pessimistic", 1)
+    # By one camera all are junk, unless nobody knows the cameras.
+    blind = [[dataclasses.replace(one, camera=0) for one in part] for part in (tiny.query, tiny.gallery)]
+    with pytest.raises(DataError, match="mgran-fast evaluate --no-cameras"):
+        evaluate(model, *blind, masks)
+    found = evaluate(model, *blind, masks, Rule(cameras=False))
+    free = rank(
+        plain.query.vectors, plain.gallery.vectors, query_ids=plain.query.persons, gallery_ids=plain.gallery.persons,
+        query_cameras=None, gallery_cameras=None,
+    )  # fmt: skip
+    assert found.ranking.first.tolist() == free.first.tolist()
+    assert "whatever the camera" in found.rule.text
+
+
+def test_the_flip_test_takes_the_mean_of_both(tiny: DataSet, model: MGRAN) -> None:
+    masks = MaskFiles(tiny.root)
+    plain, both = embed(model, tiny.query, masks), embed(model, tiny.query, masks, flip=True)
+    assert evaluate(model, tiny.query, tiny.gallery, masks, Rule(flip=True)).query.vectors.equal(both.vectors)
+    assert (both.vectors - plain.vectors).abs().max() > 1e-3
+    assert both.vectors.norm(dim=1).numpy() == pytest.approx(1.0, abs=1e-5)
+    # A picture and its mirror image have the same pair of vectors; of arms and legs the left one is the right one then.
+    torch.manual_seed(0)
+    for layout in ("region", "part", "none"):
+        parts = MGRAN(layout=layout, size=SIZE, trunk="resnet18").eval()
+        encode = with_mirror(parts.encode, parts.layout)
+        crops = torch.randint(0, 256, (3, *SIZE, 3), dtype=torch.uint8)
+        maps = torch.randint(0, 1 + max(1, parts.layout.regions), (3, *SIZE), dtype=torch.uint8)
+        maps[0] = maps[0].clamp(max=1)
+        exchanged = torch.tensor([*parts.layout.flip, 1])[maps.flip(2).long()].to(torch.uint8)
+        with torch.no_grad():
+            found, mirrored = encode(crops, region_map=maps), encode(crops.flip(2), region_map=exchanged)
+            one = parts.encode(crops, region_map=maps), parts.encode(crops.flip(2), region_map=exchanged)
+        assert (found.vector - mirrored.vector).abs().max() < 1e-5
+        sums = sum(F.normalize(each.embeddings, dim=2) * each.visible[..., None] for each in one)
+        want = concatenate(sums, one[0].visible | one[1].visible)
+        assert (found.vector - want).abs().max() < 1e-5
+        assert found.visible.sum(dim=1).tolist()[0] <= 3
 
 
 def test_words() -> None:
-    assert describe(MARKET).startswith("Market-1501 single query: each query ranks the whole gallery")
-    assert "AP is the mean precision at hits" in describe(MARKET)
-    assert "the mean vector of all pictures" in describe(MARKET, "multiple")
-    exact, drawn = describe(SINGLE_GALLERY_SHOT), describe(SINGLE_GALLERY_SHOT, draws=10)
+    assert Rule().text.startswith("Market-1501 single query: each query ranks the whole gallery")
+    assert "same camera; Euclidean distance; AP is the mean precision at hits" in Rule().text
+    assert "the mean vector of all pictures" in Rule(queries="multiple").text
+    odd = Rule(ties="pessimistic", metric="cosine", visible=True, flip=True, cameras=False).text
+    assert "vectors are means of a picture and its mirror image; each query ranks" in odd
+    assert (
+        "whatever the camera; cosine distance of the parts that both pictures show; at one distance wrong first" in odd
+    )
+    exact, drawn = SHOT.text, Rule(SINGLE_GALLERY_SHOT, draws=10).text
     assert "exact expectation" in exact
     assert "mean of 10 draws" in drawn
     for text in (exact, drawn):
@@ -217,18 +275,26 @@ def test_words() -> None:
 def test_bad_arguments(tiny: DataSet, model: MGRAN) -> None:
     masks = MaskFiles(tiny.root)
     for options, message in (
+        ({"queries": "both"}, "queries must be one of single, multiple, not 'both'"),
+        ({"ties": "random"}, "ties must be one of index, pessimistic, optimistic, not 'random'"),
+        ({"ties": "optimistic", "protocol": SINGLE_GALLERY_SHOT}, "ties must be index for single-gallery-shot"),
+        ({"metric": "manhattan"}, "metric must be one of euclidean, cosine, not 'manhattan'"),
+        ({"reranked": True, "visible": True}, "take one of the two"),
         ({"protocol": "cuhk"}, "protocol must be one of market, single-gallery-shot, not 'cuhk'"),
         ({"ap": "area"}, "ap must be one of hits, trapezoid, not 'area'"),
         ({"draws": 3}, "only single-gallery-shot draws; not 3 for market"),
         ({"draws": 0, "protocol": SINGLE_GALLERY_SHOT}, "draws must be at least 1"),
         ({"seed": -1, "protocol": SINGLE_GALLERY_SHOT}, "seed must be at least 0"),
-        ({"multi_query": []}, "no picture for multiple queries"),
-        ({"multi_query": [dataclasses.replace(tiny.query[0], person=99)]}, "no picture for multiple queries"),
     ):
         with pytest.raises(ValueError, match=message):
-            evaluate(model, tiny.query, tiny.gallery, masks, **options)
+            Rule(**options)
+    for more in ([], None, [dataclasses.replace(tiny.query[0], person=99)]):
+        with pytest.raises(DataError, match="no picture for multiple queries"):
+            evaluate(model, tiny.query, tiny.gallery, masks, MULTIPLE, multi_query=more)
+    with pytest.raises(DataError, match=f"{re.escape(str(tiny.gallery[3].path))}: twice in the gallery"):
+        evaluate(model, tiny.query, [*tiny.gallery, tiny.gallery[3]], masks)
     with pytest.raises(DataError, match="no query has a right match"):
         evaluate(
             model, tiny.query[:1], [one for one in tiny.gallery if one.person != tiny.query[0].person], masks,
-            protocol=SINGLE_GALLERY_SHOT,
+            SHOT,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from mgran_fast.data import DataSet, MaskFiles, read_market
 from mgran_fast.data.records import SINGLE_GALLERY_SHOT
 from mgran_fast.data.synthetic import write
 from mgran_fast.metrics.evaluation import Evaluation, evaluate
+from mgran_fast.metrics.protocols import Rule
 from mgran_fast.model import MGRAN
 from mgran_fast.mra.estimate import Estimate
 from mgran_fast.report import collect
@@ -54,12 +55,17 @@ def test_scores(evaluation: Evaluation) -> None:
 
 def test_a_single_gallery_shot_has_no_map(model: MGRAN, tiny: DataSet) -> None:
     found = evaluate(
-        model, tiny.query, tiny.gallery, MaskFiles(tiny.root), protocol=SINGLE_GALLERY_SHOT, multi_query=tiny.gallery
+        model,
+        tiny.query,
+        tiny.gallery,
+        MaskFiles(tiny.root),
+        Rule(SINGLE_GALLERY_SHOT, "multiple"),
+        multi_query=tiny.gallery,
     )
     scores = collect.scores("trained", found)
     assert scores.map is None
     assert scores.rank == {k: found.ranking.at(k) for k in (1, 5, 10)}
-    assert collect.protocol(found).startswith(found.rule)
+    assert collect.protocol(found).startswith(found.rule.text)
     assert "show all gallery pictures, none are drawn" in collect.protocol(found)
     assert "one picture of its query" in collect.protocol(found)
     # The lists are of all pictures, and the nearest right one stands where they have it.
@@ -71,7 +77,9 @@ def test_a_single_gallery_shot_has_no_map(model: MGRAN, tiny: DataSet) -> None:
 
 def test_nobody_in_pictures_of_multiple_queries(tiny: DataSet, model: MGRAN) -> None:
     more = dataclasses.replace(tiny, multi_query=(dataclasses.replace(tiny.gallery[0], person=99), *tiny.gallery[:3]))
-    found = evaluate(model, more.query, more.gallery, MaskFiles(tiny.root), multi_query=more.multi_query)
+    found = evaluate(
+        model, more.query, more.gallery, MaskFiles(tiny.root), Rule(queries="multiple"), multi_query=more.multi_query
+    )
     assert found.pictures is not None
     nobody = dataclasses.replace(found.pictures, without_person=torch.tensor([1]))
     lines = collect.without_person(more, dataclasses.replace(found, pictures=nobody))
