@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from mgran_fast.metrics.distances import Numbers, Pairs, as_tensor, pairwise, rows_per_chunk
+
+
+class Unsaid(enum.Enum):
+    """The default of cameras, which must be given, be it as None."""
+
+    UNSAID = "unsaid"
+
+
+UNSAID = Unsaid.UNSAID
+_BOTH_CAMERAS = (
+    "give both cameras, by which pictures of the query's person by its own camera are left out, or None for both, to "
+    "rank without that rule"
+)
+#: Cameras, None to rank without them; UNSAID is an error.
+Cameras: TypeAlias = Numbers | Unsaid | None
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class Problem:
         cls,
         embeddings: tuple[Numbers | None, Numbers | None, Numbers | None, Numbers | None],
         distances: Numbers | None,
-        labels: tuple[Numbers, Numbers, Numbers | None, Numbers | None],
+        labels: tuple[Numbers, Numbers, Cameras, Cameras],
         metric: str,
     ) -> Problem:
         query, gallery, query_visibility, gallery_visibility = embeddings
@@ -46,9 +62,12 @@ class Problem:
         q, g = pairs.shape
         if q == 0 or g == 0:
             raise ValueError(f"there are {q} queries and {g} gallery entries: nothing to rank")
+        if isinstance(query_cameras, Unsaid) or isinstance(gallery_cameras, Unsaid):
+            missing = "query_cameras" if query_cameras is UNSAID else "gallery_cameras"
+            raise ValueError(f"{missing} is missing: {_BOTH_CAMERAS}")
         if (query_cameras is None) != (gallery_cameras is None):
             missing = "query_cameras" if query_cameras is None else "gallery_cameras"
-            raise ValueError(f"{missing} is missing: give both cameras, or None for both to rank without them")
+            raise ValueError(f"{missing} is missing: {_BOTH_CAMERAS}")
         return cls(
             pairs,
             _labels(query_ids, "query_ids", q),

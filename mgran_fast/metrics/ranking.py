@@ -18,7 +18,7 @@ import torch
 
 from mgran_fast.metrics.distances import Numbers
 from mgran_fast.metrics.hits import AP, TIES, score, sorted_where
-from mgran_fast.metrics.problem import Problem
+from mgran_fast.metrics.problem import UNSAID, Cameras, Problem
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -112,8 +112,8 @@ def rank(
     distances: Numbers | None = None,
     query_ids: Numbers,
     gallery_ids: Numbers,
-    query_cameras: Numbers | None,
-    gallery_cameras: Numbers | None,
+    query_cameras: Cameras = UNSAID,
+    gallery_cameras: Cameras = UNSAID,
     metric: str = "euclidean",
     query_visibility: Numbers | None = None,
     gallery_visibility: Numbers | None = None,
@@ -178,8 +178,8 @@ def top(
     distances: Numbers | None = None,
     query_ids: Numbers,
     gallery_ids: Numbers,
-    query_cameras: Numbers | None,
-    gallery_cameras: Numbers | None,
+    query_cameras: Cameras = UNSAID,
+    gallery_cameras: Cameras = UNSAID,
     metric: str = "euclidean",
     query_visibility: Numbers | None = None,
     gallery_visibility: Numbers | None = None,

@@ -27,7 +27,7 @@ import torch
 from mgran_fast.metrics.distances import Numbers, rows_per_chunk
 from mgran_fast.metrics.hits import sorted_where
 from mgran_fast.metrics.native import module_for, run
-from mgran_fast.metrics.problem import Problem
+from mgran_fast.metrics.problem import UNSAID, Cameras, Problem
 from mgran_fast.metrics.ranking import Bools, Floats, Ints
 
 __all__ = ["ShotRanking", "rank_shots"]
@@ -108,8 +108,8 @@ def rank_shots(
     distances: Numbers | None = None,
     query_ids: Numbers,
     gallery_ids: Numbers,
-    query_cameras: Numbers | None,
-    gallery_cameras: Numbers | None,
+    query_cameras: Cameras = UNSAID,
+    gallery_cameras: Cameras = UNSAID,
     metric: str = "euclidean",
     query_visibility: Numbers | None = None,
     gallery_visibility: Numbers | None = None,

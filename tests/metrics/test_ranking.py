@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgran_fast.metrics import cosine, euclidean, rank, top, visible
+from mgran_fast.metrics import cosine, euclidean, rank, rank_shots, top, visible
 from mgran_fast.reference import ranking as reference
 
 NO_CAMERAS: dict[str, Any] = {"query_cameras": None, "gallery_cameras": None}
@@ -237,7 +237,7 @@ def test_without_a_match_the_likely_reason_is_told() -> None:
     options: dict[str, Any] = {"distances": np.ones((1, 2)), "query_ids": [1]}
     with pytest.raises(ValueError, match=r"query_ids \(1, ...\) and gallery_ids \(2, 3, ...\) have no identity"):
         rank(**options, gallery_ids=[2, 3], query_cameras=[0], gallery_cameras=[0, 1])
-    with pytest.raises(ValueError, match=r"are 4 everywhere.*pass query_cameras=None"):
+    with pytest.raises(ValueError, match=r"are 4 everywhere.*leave that rule out: query_cameras=None"):
         rank(**options, gallery_ids=[1, 1], query_cameras=[4], gallery_cameras=[4, 4])
     with pytest.raises(ValueError, match="all from the camera of the query"):
         rank(**options, gallery_ids=[1, 2], query_cameras=[4], gallery_cameras=[4, 5])
@@ -277,6 +277,15 @@ def nan_distances() -> np.ndarray[Any, Any]:
 def test_bad_arguments_are_named(changes: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         rank(**{**by_hand(), **changes})
+
+
+@pytest.mark.parametrize("given", [{}, {"query_cameras": [1, 1, 2]}])
+def test_cameras_must_be_given_or_left_out(given: dict[str, Any]) -> None:
+    problem = {name: value for name, value in by_hand().items() if not name.endswith("cameras")}
+    missing = "gallery_cameras" if given else "query_cameras"
+    for ranks in (rank, top, rank_shots):
+        with pytest.raises(ValueError, match=f"{missing} is missing: give both .* or None for both, to rank without"):
+            ranks(**problem, **given)
 
 
 def test_a_rank_is_at_least_one() -> None:

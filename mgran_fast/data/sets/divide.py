@@ -12,6 +12,11 @@ from mgran_fast.errors import DataError
 
 Parts = dict[str, tuple[Record, ...]]
 
+#: Cameras where none is told: a query's differs from the gallery's, so that no picture counts as seen by the same one.
+UNTOLD = {"train": "1", "query": "1", "gallery": "2"}
+#: What a reader notes then.
+UNTOLD_NOTE = "no cameras are told: no gallery picture is left out as seen by the query's camera"
+
 
 def divide(
     where: str | os.PathLike[str], records: Iterable[Record], seed: int, names: Mapping[int, str] | None = None
@@ -51,6 +56,16 @@ def divide(
             f"by two cameras; there are {len(people)} people, and the split {seed} finds no query; try another --split"
         )
     return {"train": tuple(sorted(train)), "query": tuple(sorted(query)), "gallery": tuple(sorted(gallery))}
+
+
+def untold(people: Iterable[str]) -> list[str]:
+    """Cameras for pictures to be split, which tell theirs nowhere, in order: a person's first picture asks."""
+    seen: set[str] = set()
+    cameras = []
+    for person in people:
+        cameras.append(UNTOLD["gallery" if person in seen else "query"])
+        seen.add(person)
+    return cameras
 
 
 def _queries(records: list[Record]) -> list[Record]:

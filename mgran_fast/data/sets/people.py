@@ -18,7 +18,7 @@ from typing import NamedTuple
 from mgran_fast.data.market import FOLDERS
 from mgran_fast.data.records import DataSet, Record
 from mgran_fast.data.sets.checks import JUNK, Counts, Tally, check_overlap, check_spelling, count, numbered, whole
-from mgran_fast.data.sets.divide import Parts, divide, undivided
+from mgran_fast.data.sets.divide import UNTOLD, UNTOLD_NOTE, Parts, divide, undivided, untold
 from mgran_fast.data.sets.draw import put
 from mgran_fast.data.sets.info import SetInfo
 from mgran_fast.data.sets.reading import PARTS, Reading, Request, check_folder, walk
@@ -32,8 +32,6 @@ LAST_SEED = 2**31 - 1
 
 _NAME = re.compile(r"(-?[^_]+)_c(\d+)")
 _CAMERA = re.compile(r"(?:^|[_\-. ])c(?:am(?:era)?)?[_\- ]?(\d+)", re.IGNORECASE)
-# Cameras where none is told: a query's differs from the gallery's, so that no picture counts as seen by the same one.
-_UNTOLD = {"train": "1", "query": "1", "gallery": "2"}
 
 
 class _Found(NamedTuple):
@@ -139,16 +137,12 @@ def _with_cameras(found: dict[str, list[_Found]], notes: list[str]) -> dict[str,
             f"camera: {first(without)}"
         )
         return {part: [one for one in pictures if one.camera is not None] for part, pictures in found.items()}
-    notes.append("no cameras are told: no gallery picture is left out as seen by the query's camera")
+    notes.append(UNTOLD_NOTE)
     if "all" not in found:
-        return {part: [one._replace(camera=_UNTOLD[part]) for one in pictures] for part, pictures in found.items()}
-    # To be split: each person's first picture will be the query.
-    seen: set[str] = set()
-    told = []
-    for one in sorted(everything):
-        told.append(one._replace(camera=_UNTOLD["gallery" if one.person in seen else "query"]))
-        seen.add(one.person)
-    return {"all": told}
+        return {part: [one._replace(camera=UNTOLD[part]) for one in pictures] for part, pictures in found.items()}
+    everything.sort()
+    cameras = untold(one.person for one in everything)
+    return {"all": [one._replace(camera=camera) for one, camera in zip(everything, cameras, strict=True)]}
 
 
 def _records(

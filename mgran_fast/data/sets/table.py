@@ -4,19 +4,20 @@
     street/0001.jpg,alice,door,train
 
 A path is relative to the table's folder. People and cameras are whole numbers or any text. ``split`` is train, query
-or gallery; without that column a split is drawn.
+or gallery; without that column a split is drawn. Without the column ``camera`` no picture counts as seen by a query's
+camera.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mgran_fast.data.records import DataSet, Record
 from mgran_fast.data.sets.checks import JUNK, Counts, Tally, check_overlap, check_spelling, count, numbered, safe, whole
-from mgran_fast.data.sets.divide import divide, undivided
+from mgran_fast.data.sets.divide import UNTOLD, UNTOLD_NOTE, divide, undivided, untold
 from mgran_fast.data.sets.draw import put
 from mgran_fast.data.sets.info import SetInfo
 from mgran_fast.data.sets.people import LAST_SEED
@@ -26,6 +27,8 @@ from mgran_fast.errors import DataError, MGRANError
 
 #: The columns of a table; others are not looked at.
 COLUMNS, SPLIT = ("path", "person", "camera"), "split"
+#: Those that it must have.
+NEEDED = COLUMNS[:2]
 #: How tables end.
 SUFFIXES = (".csv", ".parquet")
 
@@ -57,6 +60,9 @@ def read(file: Path, request: Request) -> Reading:
     if len(kept) < len(rows):
         junk = len(rows) - len(kept)
         notes.append(f"{junk} junk {plural(junk, 'picture')} (person -1) left out")
+    if not kept or not kept[0].camera:
+        notes.append(UNTOLD_NOTE)
+        kept = _with_cameras(kept)
     people, person_names = numbered(row.person for row in kept)
     cameras, camera_names = numbered(row.camera for row in kept)
     root = file.parent
@@ -97,7 +103,7 @@ def _csv(file: Path) -> Iterator[_Row]:
                 if values and len(values) != len(names):
                     raise DataError(f"{file}, line {lines.line_num}: {len(values)} values for {len(names)} columns")
                 if values:
-                    yield _row(file, lines.line_num, [values[column] for column in columns])
+                    yield _row(file, lines.line_num, {name: values[at] for name, at in columns.items()})
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -113,32 +119,40 @@ def _parquet(file: Path) -> Iterator[_Row]:
         ) from error
     try:
         names = parquet.read_schema(file).names
-        columns = [names[column] for column in _columns(file, [name.strip().lower() for name in names])]
-        table = parquet.read_table(file, columns=columns)
-        values = [table.column(name).to_pylist() for name in columns]
+        columns = {name: names[at] for name, at in _columns(file, [one.strip().lower() for one in names]).items()}
+        table = parquet.read_table(file, columns=list(columns.values()))
+        values = [table.column(name).to_pylist() for name in columns.values()]
     except (ArrowException, OSError) as error:
         raise DataError(f"{file}: not a Parquet file that can be read ({error}); write it again") from error
     for number, row in enumerate(zip(*values, strict=True), 1):
-        yield _row(file, number, row)
+        yield _row(file, number, dict(zip(columns, row, strict=True)))
 
 
-def _columns(file: Path, names: Sequence[str]) -> list[int]:
-    """Where the columns are; the last is that of the split, if there is one."""
-    missing = [name for name in COLUMNS if name not in names]
+def _columns(file: Path, names: Sequence[str]) -> dict[str, int]:
+    """Where the columns are that the table has."""
+    missing = [name for name in NEEDED if name not in names]
     if missing:
         raise DataError(f"{file}: no column {', '.join(missing)}; a table has {', '.join(COLUMNS)} and maybe {SPLIT}")
-    return [names.index(name) for name in (*COLUMNS, SPLIT) if name in names]
+    return {name: names.index(name) for name in (*COLUMNS, SPLIT) if name in names}
 
 
-def _row(file: Path, line: int, values: Sequence[Any]) -> _Row:
-    texts = [_text(value) for value in values]
-    path, person, camera, split = (*texts, "") if len(texts) == len(COLUMNS) else texts
-    for name, text in zip(COLUMNS, (path, person, camera), strict=True):
-        if not text:
+def _row(file: Path, line: int, values: Mapping[str, Any]) -> _Row:
+    texts = {name: _text(value) for name, value in values.items()}
+    for name in COLUMNS:
+        if texts.get(name) == "":
             raise DataError(f"{file}, line {line}: no {name}; every row must tell it")
-    if len(texts) > len(COLUMNS) and split not in PARTS:
+    split = texts.get(SPLIT, "")
+    if SPLIT in texts and split not in PARTS:
         raise DataError(f"{file}, line {line}: {SPLIT} {split!r}; it must be {', '.join(PARTS[:-1])} or {PARTS[-1]}")
-    return _Row(line, safe(file, path, line), person, camera, split)
+    return _Row(line, safe(file, texts["path"], line), texts["person"], texts.get("camera", ""), split)
+
+
+def _with_cameras(rows: Sequence[_Row]) -> list[_Row]:
+    """Rows of a table without the column: cameras by which nothing is left out."""
+    rows = sorted(rows, key=lambda row: row.path)
+    cameras = [UNTOLD[row.split] if row.split else camera for row, camera in
+               zip(rows, untold(row.person for row in rows), strict=True)]  # fmt: skip
+    return [row._replace(camera=camera) for row, camera in zip(rows, cameras, strict=True)]
 
 
 def _text(value: Any) -> str:
@@ -196,7 +210,7 @@ TABLE = SetInfo(
 people.csv or people.parquet, the file to give
   path      of a picture, relative to the table's folder
   person    a whole number, or any text
-  camera    a whole number, or any text
+  camera    a whole number, or any text; without this column no camera is told
   split     train, query or gallery; without this column --split SEED draws it
 """,
     where="in the pictures' folder, or above it",

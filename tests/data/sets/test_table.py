@@ -80,7 +80,7 @@ def test_parquet_of_numbers(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({**columns, "camera": [1, None, 2]}), file)
     refused(file, "line 2: no camera; every row must tell it")
     parquet.write_table(pyarrow.table({"path": ["a.jpg"]}), file)
-    refused(file, "no column person, camera")
+    refused(file, "no column person; a table has path, person, camera and maybe split")
     for content in (b"", b"PAR1 and nothing of the kind", (tmp_path / "people.csv").read_bytes()):
         file.write_bytes(content)
         refused(file, "not a Parquet file that can be read")
@@ -96,6 +96,17 @@ def test_a_split_is_drawn(tmp_path: Path) -> None:
     refused(file, "nothing tells who is to train on and who to test on")
     file = table(tmp_path, *ROWS)
     refused(file, "has a column split; leave --split out", split=1)
+
+
+def test_without_cameras_nothing_is_left_out(tmp_path: Path) -> None:
+    rows = [row.rsplit(",", 2)[0] + "," + row.rsplit(",", 1)[1] for row in ROWS]
+    found = open_set("table", table(tmp_path, *rows, head="path,person,split"))
+    assert numbers(found) == [("a.jpg", 1, 1), ("b.jpg", 2, 1), ("c.jpg", 2, 2)]
+    assert any("no cameras are told" in note for note in found.notes)
+    lines = [f"{p}{c}.jpg,p{p}" for p in range(8) for c in (1, 2, 3)]
+    drawn = open_set("table", table(tmp_path, *lines, head="path,person"), split=1)
+    assert [(one.path.name[1], one.camera) for one in drawn.query] == [("1", 1)] * 4
+    assert {one.camera for one in drawn.gallery} == {2}
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -142,7 +153,7 @@ def test_no_table(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00p\x00a")
     refused(file, "not a CSV file in UTF-8")
     file.write_bytes(b"")
-    refused(file, "no column path, person, camera")
+    refused(file, "no column path, person;")
 
 
 def test_a_person_who_is_there_twice(tmp_path: Path) -> None:
