@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from mgran_fast.engine.optimize import calibrate, optimize
     from mgran_fast.errors import CheckpointError, DataError, MGRANError
     from mgran_fast.metrics.ranking import rank
+    from mgran_fast.metrics.rerank import rerank
     from mgran_fast.model import MGRAN
     from mgran_fast.mra.maskrcnn import MaskRCNN
     from mgran_fast.mra.regionnet import RegionNet
+    from mgran_fast.search.gallery import Gallery
 
 __version__ = "0.1.0"
 
@@ -34,6 +36,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Engine",
+    "Gallery",
     "MGRANError",
     "MaskRCNN",
     "RegionNet",
@@ -46,12 +49,14 @@ __all__ = [
     "optimize",
     "rank",
     "reference",
+    "rerank",
 ]
 
 _HOMES = {
     "MGRAN": "mgran_fast.model",
     "Calibration": "mgran_fast.engine.calibration",
     "Engine": "mgran_fast.engine.engine",
+    "Gallery": "mgran_fast.search.gallery",
     "calibrate": "mgran_fast.engine.optimize",
     "optimize": "mgran_fast.engine.optimize",
     "CheckpointError": "mgran_fast.errors",
@@ -62,6 +67,7 @@ _HOMES = {
     "doctor": "mgran_fast.diagnosis",
     "export": "mgran_fast.engine.export",
     "rank": "mgran_fast.metrics.ranking",
+    "rerank": "mgran_fast.metrics.rerank",
 }
 
 

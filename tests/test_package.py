@@ -114,7 +114,7 @@ def test_doctor_names_a_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 PLAIN = {"errors", "layouts", "ranks", "mra.estimate"}
 OPS = PLAIN | {"reference", "kernels", "ops"}
 MODEL = OPS | {"mra", "ma", "alignment", "model"}
-MIDDLE = MODEL | {"weights", "data", "metrics", "train", "engine"}
+MIDDLE = MODEL | {"weights", "data", "metrics", "search", "train", "engine"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "aspect": set(),
@@ -132,6 +132,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": MODEL | {"weights"},
     "data": OPS | {"aspect"},
     "metrics": MODEL | {"data"},
+    "search": MODEL | {"weights", "data", "metrics"},
     "train": MIDDLE,
     "diagnosis": OPS,
     "reproduce": MIDDLE | {"diagnosis", ""},

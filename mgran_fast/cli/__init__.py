@@ -60,6 +60,7 @@ from mgran_fast.cli import (  # noqa: E402
     export,
     masks,
     reproduce,
+    search,
     train,
     train_mra,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "main",
     "masks",
     "reproduce",
+    "search",
     "train",
     "train_mra",
 ]

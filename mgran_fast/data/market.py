@@ -23,7 +23,8 @@ FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding
 #: The file name extensions of pictures, in lower case.
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
-_NAME = re.compile(r"([-\d]+)_c(\d+)")
+#: How a name begins: person and camera.
+NAME = re.compile(r"([-\d]+)_c(\d+)")
 _JUNK = -1
 _DISTRACTOR = 0
 # Archives wrap the set in a folder of their own, sometimes twice.
@@ -176,7 +177,7 @@ def _read_folder(folder: Path, notes: list[str]) -> tuple[Record, ...]:
 
 def _parse(name: str) -> tuple[int, int] | None:
     """Person and camera of a file name, or None when it does not tell them."""
-    match = _NAME.match(name)
+    match = NAME.match(name)
     if match is None:
         return None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from mgran_fast.model import MGRAN
 from mgran_fast.ops import backend
 from mgran_fast.report.page import RankedList, Scores
 from mgran_fast.report.pictures import CropView, Match, Query
+from mgran_fast.report.search import Shown
 
 
 def protocol(evaluation: Evaluation) -> str:
@@ -91,6 +93,23 @@ class Pictures:
             self.model.layout.name,
             None,
         )
+
+    def shown(
+        self,
+        path: Path,
+        name: str,
+        person: str | None = None,
+        camera: str | None = None,
+        time: str | None = None,
+        distance: float = 0.0,
+    ) -> Shown:
+        """A picture of a search with what is known of it; without a crop when it cannot be read."""
+        known = (("person", person), ("camera", camera), ("", time))
+        told = [f"{text} {value}".strip() for text, value in known if value is not None]
+        sample = self.sample(Record(path, -1, 0))
+        if sample is None:
+            return Shown(name, told, distance=distance)
+        return Shown(name, told, sample.crop.numpy(), sample.region_map.numpy(), distance)
 
     def _look(self, record: Record) -> tuple[Sample, NDArray[np.float32] | None, NDArray[np.float32] | None] | None:
         """A crop with its region map, and the mask and keypoints that the model's estimator found, if it looked."""

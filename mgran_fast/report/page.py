@@ -8,31 +8,20 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from mgran_fast import layouts
-from mgran_fast.errors import DataError
-from mgran_fast.report import pictures
+from mgran_fast.report import pages, pictures, words
+from mgran_fast.report.charts import Chart, chart
 from mgran_fast.report.pictures import CropView, Match, Query
 
 #: At most so many lines of problems, unmatched queries and crops without a person are told; the rest is counted.
 MOST_LINES = 200
 #: The CMC curve ends here: nobody reads on.
 MOST_RANKS = 50
-#: The keys of a history that are fractions, drawn and written in per cent.
-ACCURACY = re.compile(r"rank[-_ ]?\d+|map", re.IGNORECASE)
-_DASH = "\u2013"
-# Control characters are no HTML; file names may hold them all the same.
-_UNPRINTABLE = {code: 0xFFFD for code in (*range(9), 11, *range(12, 32), *range(127, 160)) if code != 13}
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,40 +98,20 @@ def write(path: str | os.PathLike[str], report: Report, *, blur_faces: bool = Fa
         ValueError: an array of the report has the wrong shape or dtype; the message names it.
         DataError: the file cannot be written.
     """
-    page = render(report, blur_faces=blur_faces)
-    target = Path(path)
-    if target.is_dir():
-        raise DataError(f"{target} is a folder: name the file to write, such as {target / 'report.html'}")
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Names of files need not be Unicode; what is not is shown escaped.
-            draft.write_text(page, encoding="utf-8", errors="backslashreplace")
-            os.replace(draft, target)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"{target} cannot be written ({error.strerror}): choose another path") from error
-    return target
+    return pages.put(path, render(report, blur_faces=blur_faces))
 
 
 def render(report: Report, *, blur_faces: bool = False) -> str:
     """The page as a string; see :func:`write`."""
     _check(report)
-    files = resources.files("mgran_fast.report")
-    # The style sheet is ours: it is the only text that goes in unescaped.
-    css = Markup(files.joinpath("report.css").read_text("utf-8"))
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(percent=_percent, number=_number, distance=_distance, duration=_duration, words=_words)
     keys = list(dict.fromkeys(key for row in report.history for key in row))
     longest = max((s for s in report.seconds.values() if math.isfinite(s)), default=0.0) or 1.0
-    template = environment.from_string(files.joinpath("template.html.j2").read_text("utf-8"))
-    return template.render(
+    return pages.fill(
+        "run.html.j2",
+        title=report.title,
+        facts=[("Data set", report.dataset), ("Protocol", report.protocol)],
+        shows_people=bool(report.crops or report.rankings),
         report=report,
-        css=css,
         blurred=blur_faces,
         ranks=sorted({rank for scores in report.scores for rank in scores.rank}),
         charts=charts_of(report),
@@ -150,7 +119,7 @@ def render(report: Report, *, blur_faces: bool = False) -> str:
         # Epoch 0 is the network before training.
         epochs=sum(row.get("epoch", 1) > 0 for row in report.history),
         history_keys=keys,
-        history_rows=[[_cell(key, row.get(key)) for key in keys] for row in report.history],
+        history_rows=[[words.cell(key, row.get(key)) for key in keys] for row in report.history],
         crops=[_crop_view(view, blur_faces) for view in report.crops],
         legends=_legends(report),
         rankings=[_ranking(ranked, report.layout, blur_faces) for ranked in report.rankings],
@@ -163,7 +132,7 @@ def render(report: Report, *, blur_faces: bool = False) -> str:
         total_seconds=math.fsum(report.seconds.values()),
         most_lines=MOST_LINES,
         low_score=pictures.LOW_SCORE,
-    ).translate(_UNPRINTABLE)
+    )
 
 
 def _check(report: Report) -> None:
@@ -245,44 +214,6 @@ def _ranking(ranked: RankedList, layout: str, blur: bool) -> dict[str, Any]:
     }
 
 
-# --- charts ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a chart: its path and markers in pixels, its values y by x, and which of the line styles it has."""
-
-    name: str
-    path: str
-    dots: Sequence[tuple[float, float]]
-    values: Mapping[float, float]
-    style: int
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A line chart in a box of 480 x 300 pixels, ready to be drawn; ``rows`` are the table of its figures."""
-
-    key: str
-    title: str
-    text: str
-    across: str
-    x_ticks: Sequence[tuple[float, str]]
-    y_ticks: Sequence[tuple[float, str]]
-    lines: Sequence[Line]
-    show: Callable[[float | None], str]
-
-    @property
-    def rows(self) -> list[tuple[str, list[str]]]:
-        """The table: x, and the value of every line there."""
-        xs = sorted({x for line in self.lines for x in line.values})
-        return [(_number(x), [self.show(line.values.get(x)) for line in self.lines]) for x in xs]
-
-
-#: The plot within a chart: left, right, top, bottom in pixels.
-PLOT = (56.0, 468.0, 12.0, 252.0)
-
-
 def charts_of(report: Report) -> dict[str, Chart]:
     """The charts that the report has figures for: "cmc", "accuracy" and "loss"."""
     cmc = {s.name: {float(k): float(v) for k, v in enumerate(s.cmc[:MOST_RANKS], 1)} for s in report.scores}
@@ -290,73 +221,15 @@ def charts_of(report: Report) -> dict[str, Chart]:
     losses: dict[str, dict[float, float]] = {}
     for i, row in enumerate(report.history, 1):
         for key, value in row.items():
-            into = accuracy if ACCURACY.fullmatch(key) else losses if "loss" in key.lower() else None
+            into = accuracy if words.ACCURACY.fullmatch(key) else losses if "loss" in key.lower() else None
             if into is not None and value is not None:
-                into.setdefault(_words(key), {})[float(row.get("epoch", i))] = float(value)
+                into.setdefault(words.words(key), {})[float(row.get("epoch", i))] = float(value)
     found = (
-        _chart("cmc", "CMC curve", "rank", cmc, fractions=True),
-        _chart("accuracy", "Accuracy by epoch", "epoch", accuracy, fractions=True),
-        _chart("loss", "Loss by epoch", "epoch", losses, fractions=False),
+        chart("cmc", "CMC curve", "rank", cmc, fractions=True),
+        chart("accuracy", "Accuracy by epoch", "epoch", accuracy, fractions=True),
+        chart("loss", "Loss by epoch", "epoch", losses, fractions=False),
     )
     return {chart.key: chart for chart in found if chart is not None}
-
-
-def _chart(
-    key: str, title: str, across: str, series: Mapping[str, Mapping[float, float]], *, fractions: bool
-) -> Chart | None:
-    finite = {n: {x: y for x, y in v.items() if math.isfinite(x) and math.isfinite(y)} for n, v in series.items()}
-    finite = {name: values for name, values in finite.items() if values}
-    if not finite:
-        return None
-    xs = [x for values in finite.values() for x in values]
-    ys = [y for values in finite.values() for y in values.values()]
-    y_ticks = _ticks(min(ys), max(ys))
-    if fractions and max(ys) <= 1:
-        y_ticks = [i / 5 for i in range(6)] if min(ys) < 0.5 else [y for y in y_ticks if y <= 1.0]
-    x_ticks = [x for x in _ticks(min(xs), max(xs)) if x.is_integer() and min(xs) <= x <= max(xs)]
-    if min(xs) not in x_ticks:
-        x_ticks = [min(xs), *x_ticks[(len(x_ticks) > 1 and x_ticks[0] - min(xs) < 0.5 * (x_ticks[1] - x_ticks[0])) :]]
-    left, right, top, bottom = PLOT
-    low, high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        wide = (x - min(xs)) / (max(xs) - min(xs)) if max(xs) > min(xs) else 0.5
-        return round(left + wide * (right - left), 1), round(bottom - (y - low) / (high - low) * (bottom - top), 1)
-
-    def show(y: float | None) -> str:
-        return _percent(y) if fractions else _number(y)
-
-    lines = []
-    for i, (name, values) in enumerate(finite.items()):
-        # The headline, the last of the scores, has the first style: blue, solid.
-        style = len(finite) - 1 - i if key == "cmc" else i
-        dots = [place(x, y) for x, y in sorted(values.items())]
-        sparse = dots[:: -(-len(dots) // 12)]
-        lines.append(Line(name, "M" + " L".join(f"{x:g} {y:g}" for x, y in dots), sparse, values, style))
-    ends = [f"{n} goes from {show(v[min(v)])} to {show(v[max(v)])}" for n, v in finite.items()]
-    text = f"Lines over {across} {_number(min(xs))} to {_number(max(xs))}: {'; '.join(ends)}."
-    return Chart(
-        key,
-        title,
-        text,
-        across,
-        [(place(x, low)[0], _number(x)) for x in x_ticks],
-        [(place(min(xs), y)[1], f"{100 * y:.4g}\u00a0%" if fractions else _number(y)) for y in y_ticks],
-        lines,
-        show,
-    )
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers from at most ``low`` to at least ``high``."""
-    span = high - low or abs(high) or 1.0
-    unit = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if span / (unit * m) <= 5)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
-
-
-# --- figures and words ----------------------------------------------------------------------------------------
 
 
 def _headline(report: Report) -> list[tuple[str, float | None, float | None]]:
@@ -367,41 +240,3 @@ def _headline(report: Report) -> list[tuple[str, float | None, float | None]]:
         (f"Rank-{rank}", last.rank[rank], first.rank.get(rank)) for rank in sorted(last.rank)
     ]
     return headline if last.map is None else [*headline, ("mAP", last.map, first.map)]
-
-
-def _cell(key: str, value: float | None) -> str:
-    return _percent(value) if ACCURACY.fullmatch(key) or key == "waiting" else _number(value)
-
-
-def _percent(value: float | None) -> str:
-    return _DASH if value is None or not math.isfinite(value) else f"{100 * value:.1f}\u00a0%"
-
-
-def _number(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return _DASH
-    if float(value).is_integer():
-        return f"{int(value):,}"
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _distance(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else _number(value)
-
-
-def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return _DASH
-    if seconds < 60:
-        return f"{seconds:.2g}\u00a0s" if seconds < 10 else f"{seconds:.0f}\u00a0s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}\u00a0h {minutes:02}\u00a0min" if hours else f"{minutes}\u00a0min {rest:02}\u00a0s"
-
-
-def _words(key: str) -> str:
-    """A key as a person reads it: "rank1" is Rank-1, "map" mAP, and underscores are spaces."""
-    rank = re.fullmatch(r"rank[-_ ]?(\d+)", key, re.IGNORECASE)
-    if rank:
-        return f"Rank-{rank[1]}"
-    return "mAP" if key.lower() == "map" else key.replace("_", " ")

@@ -30,7 +30,9 @@ def main(site: str, cuda: str) -> None:
     assert _C.version == mgran_fast.__version__, f"{_C.version} is not {mgran_fast.__version__}"
     for name in (
         "py.typed",
-        "report/template.html.j2",
+        "report/base.html.j2",
+        "report/run.html.j2",
+        "report/search.html.j2",
         "report/report.css",
         "kernels/pooling.json",
         "kernels/pointwise.json",

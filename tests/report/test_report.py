@@ -14,7 +14,7 @@ from PIL import Image
 
 from mgran_fast import layouts
 from mgran_fast.errors import DataError
-from mgran_fast.report import CropView, Match, Query, RankedList, Report, Scores, page, pictures, write
+from mgran_fast.report import CropView, Match, Query, RankedList, Report, Scores, charts, page, pages, pictures, write
 
 SIZE = (64, 32)
 VOID = {"meta", "img", "link", "br", "input", "hr"}
@@ -239,7 +239,7 @@ def test_figures_that_are_missing_or_not_numbers_are_dashes() -> None:
 @pytest.mark.parametrize("values", [[1.0], [3.0, 3.0], [0.0, 0.0], [1e-7, 2e6], [-2.0, 5.0, 1.5], [4e9, 4e9 + 1]])
 def test_charts_stay_inside_their_frame(values: list[float]) -> None:
     chart = page.charts_of(Report("t", "d", "p", history=[{"loss": v} for v in values]))["loss"]
-    left, right, top, bottom = page.PLOT
+    left, right, top, bottom = charts.PLOT
     assert all(left <= x <= right and top <= y <= bottom for x, y in chart.lines[0].dots)
     assert len({y for _, y in chart.lines[0].dots}) == len(set(values))
     assert 2 <= len(chart.y_ticks) <= 9
@@ -263,7 +263,7 @@ def test_writing_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page.os, "replace", full)
+    monkeypatch.setattr(pages.os, "replace", full)
     with pytest.raises(DataError, match=r"report\.html cannot be written \(No space left on device\)"):
         write(path, report(title="third", crops=(), rankings=()))
     assert "second" in path.read_text("utf-8")

@@ -11,9 +11,9 @@ camera.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mgran_fast.data.records import DataSet, Record
 from mgran_fast.data.sets.checks import JUNK, Counts, Tally, check_overlap, check_spelling, count, numbered, safe, whole
@@ -22,15 +22,14 @@ from mgran_fast.data.sets.draw import put
 from mgran_fast.data.sets.info import SetInfo
 from mgran_fast.data.sets.people import LAST_SEED
 from mgran_fast.data.sets.reading import PARTS, Reading, Request
+from mgran_fast.data.tables import SUFFIXES, read_rows
 from mgran_fast.data.words import plural
-from mgran_fast.errors import DataError, MGRANError
+from mgran_fast.errors import DataError
 
 #: The columns of a table; others are not looked at.
 COLUMNS, SPLIT = ("path", "person", "camera"), "split"
 #: Those that it must have.
 NEEDED = COLUMNS[:2]
-#: How tables end.
-SUFFIXES = (".csv", ".parquet")
 
 
 class _Row(NamedTuple):
@@ -48,10 +47,8 @@ def recognise(root: Path) -> bool:
 
 def read(file: Path, request: Request) -> Reading:
     """Read a table."""
-    if not file.is_file():
-        what = "a folder" if file.is_dir() else "no such file"
-        raise DataError(f"{file}: {what}; give the table, a {' or '.join(SUFFIXES)} file")
-    rows = list(_parquet(file) if file.suffix.lower() == ".parquet" else _csv(file))
+    told = f"a table has {', '.join(COLUMNS)} and maybe {SPLIT}"
+    rows = [_row(file, line, texts) for line, texts in read_rows(file, (*COLUMNS, SPLIT), NEEDED, told)]
     if not rows:
         raise DataError(f"{file}: no rows; each names a picture, a person and a camera")
     _check_rows(file, rows)
@@ -92,52 +89,7 @@ def read(file: Path, request: Request) -> Reading:
     return Reading(dataset, count(dataset))
 
 
-def _csv(file: Path) -> Iterator[_Row]:
-    try:
-        # utf-8-sig: spreadsheets put a mark before the first column's name.
-        with open(file, newline="", encoding="utf-8-sig") as text:
-            lines = csv.reader(text)
-            names = [name.strip().lower() for name in next(lines, [])]
-            columns = _columns(file, names)
-            for values in lines:
-                if values and len(values) != len(names):
-                    raise DataError(f"{file}, line {lines.line_num}: {len(values)} values for {len(names)} columns")
-                if values:
-                    yield _row(file, lines.line_num, {name: values[at] for name, at in columns.items()})
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: not a CSV file in UTF-8 ({error}); save it again as one") from error
-
-
-def _parquet(file: Path) -> Iterator[_Row]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise MGRANError(
-            f"{file}: Parquet takes pyarrow, which is not installed: pip install 'mgran_fast[datasets]'"
-        ) from error
-    try:
-        names = parquet.read_schema(file).names
-        columns = {name: names[at] for name, at in _columns(file, [one.strip().lower() for one in names]).items()}
-        table = parquet.read_table(file, columns=list(columns.values()))
-        values = [table.column(name).to_pylist() for name in columns.values()]
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a Parquet file that can be read ({error}); write it again") from error
-    for number, row in enumerate(zip(*values, strict=True), 1):
-        yield _row(file, number, dict(zip(columns, row, strict=True)))
-
-
-def _columns(file: Path, names: Sequence[str]) -> dict[str, int]:
-    """Where the columns are that the table has."""
-    missing = [name for name in NEEDED if name not in names]
-    if missing:
-        raise DataError(f"{file}: no column {', '.join(missing)}; a table has {', '.join(COLUMNS)} and maybe {SPLIT}")
-    return {name: names.index(name) for name in (*COLUMNS, SPLIT) if name in names}
-
-
-def _row(file: Path, line: int, values: Mapping[str, Any]) -> _Row:
-    texts = {name: _text(value) for name, value in values.items()}
+def _row(file: Path, line: int, texts: Mapping[str, str]) -> _Row:
     for name in COLUMNS:
         if texts.get(name) == "":
             raise DataError(f"{file}, line {line}: no {name}; every row must tell it")
@@ -153,13 +105,6 @@ def _with_cameras(rows: Sequence[_Row]) -> list[_Row]:
     cameras = [UNTOLD[row.split] if row.split else camera for row, camera in
                zip(rows, untold(row.person for row in rows), strict=True)]  # fmt: skip
     return [row._replace(camera=camera) for row, camera in zip(rows, cameras, strict=True)]
-
-
-def _text(value: Any) -> str:
-    """A value as text; whole numbers without a point, which is how tables with gaps store them."""
-    if value is None:
-        return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _check_rows(file: Path, rows: Sequence[_Row]) -> None:
