@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
+#: Shares of the pairs of two people at which the pairs of one person are told.
+ACCEPTED = (1e-4, 1e-3, 1e-2)
+
+
 def open_data(
     data: Path,
     dataset: str = "auto",
@@ -178,6 +182,9 @@ def tell(results: Mapping[str, Evaluation], title: str) -> None:
     sure = intervals(last.ranking)
     told = ", ".join(f"{names[name]} {100 * sure[name].low:.1f} to {100 * sure[name].high:.1f} %" for name in shown)
     console.print(f"95 % of samples of such queries: {told}")
+    if (curve := last.roc()) is not None:
+        told = ", ".join(f"{100 * curve.at(share):.1f} % at {100 * share:g} %" for share in ACCEPTED)
+        console.print(f"pairs of one person accepted, at pairs of two people accepted: {told}")
     usual = ("queries", "pictures of queries", "gallery")
     odd = {name: count for name, count in last.counts.items() if count and name not in usual}
     for name, count in odd.items():
@@ -216,6 +223,8 @@ def write_report(
             history=history,
             crops=collect.crop_views(pictures, dataset.query, 8),
             rankings=collect.ranked_lists(pictures, dataset, evaluation),
+            mistakes=collect.mistakes(pictures, dataset, evaluation),
+            cameras=collect.cameras(dataset, evaluation),
             counts={**evaluation.counts, **(counts or {})},
             problems=list(dict.fromkeys(lines)),
             command=command(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -204,10 +205,18 @@ def evaluate(
     if path is not None:
         common.console.print(f"report: {path}")
     if json_:
+        curve = result.roc()
         common.print_json(
             {
                 **common.figures(result),
                 "intervals": {name: [one.low, one.high] for name, one in intervals(result.ranking).items()},
+                "verification": None
+                if curve is None
+                else {
+                    "auc": curve.auc,
+                    **{f"true at {share:g} false": curve.at(share) for share in common.ACCEPTED},
+                },
+                "cameras": [dataclasses.asdict(pair) for pair in result.camera_pairs()],
                 "scored": result.details,
                 "counts": result.counts,
                 "seconds": seconds["evaluate"],

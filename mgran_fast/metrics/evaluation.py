@@ -12,12 +12,15 @@ import torch
 from mgran_fast.data import Masks, Record
 from mgran_fast.errors import DataError
 from mgran_fast.metrics import protocols
+from mgran_fast.metrics.cameras import CameraPair, camera_pairs
 from mgran_fast.metrics.distances import Numbers
 from mgran_fast.metrics.embedding import Embedded, Encode, Progress, embed
+from mgran_fast.metrics.problem import Problem
 from mgran_fast.metrics.protocols import Rule
-from mgran_fast.metrics.ranking import Ranking, Top, rank, top
+from mgran_fast.metrics.ranking import Ranking, Top, nearest_right, rank, top
 from mgran_fast.metrics.rerank import rerank
 from mgran_fast.metrics.shots import ShotRanking, rank_shots
+from mgran_fast.metrics.verification import Roc, roc
 from mgran_fast.model import MGRAN
 
 
@@ -91,6 +94,28 @@ class Evaluation:
     def top(self, k: int = 10) -> Top:
         """The first k gallery pictures of each query; indices count in ``gallery``."""
         return top(**self.asked, k=k)
+
+    def nearest_right(self, queries: Sequence[int]) -> tuple[list[int], list[float]]:
+        """The nearest right match of some queries: its place in ``gallery``, -1 without one, and its distance."""
+        at = torch.tensor(queries, dtype=torch.int64)
+        some = {name: getattr(self.query, name)[at] for name in ("vectors", "visible", "persons", "cameras")}
+        distances = None if self.distances is None else self.distances[at]
+        asked = _asked(dataclasses.replace(self.query, **some), self.gallery, self.rule, distances)
+        places, away = nearest_right(Problem.of(**asked))
+        return places.tolist(), away.tolist()
+
+    def roc(self) -> Roc | None:
+        """The ROC curve of all pairs; None where there are no pairs of two people."""
+        try:
+            return roc(**self.asked)
+        except ValueError:
+            return None
+
+    def camera_pairs(self) -> list[CameraPair]:
+        """Figures by camera; none where cameras do not count, or the protocol draws a gallery."""
+        if not (self.rule.cameras and self.rule.has_ap):
+            return []
+        return camera_pairs(**self.asked, ap=self.rule.ap, ties=self.rule.ties)
 
     @property
     def asked(self) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def hit_ranks(
     slot = torch.arange(values.shape[1], device=values.device)
     held = slot < counts[:, None]
     # Junk comes last, and is not among what lies infinitely far.
-    ordered = _sort(distance.masked_fill(junk, torch.inf))
+    ordered = sorted_in_place(distance.masked_fill(junk, torch.inf))
     before = torch.searchsorted(ordered, values)
     upto = torch.searchsorted(ordered, values, right=True).minimum((~junk).sum(dim=1, keepdim=True))
     # Right matches at one distance, and which of them each is.
@@ -103,7 +103,7 @@ def hit_ranks(
     return ranks, counts
 
 
-def _sort(distance: torch.Tensor) -> torch.Tensor:
+def sorted_in_place(distance: torch.Tensor) -> torch.Tensor:
     """``distance`` with its rows sorted, in place where possible."""
     if distance.device.type == "cpu":
         # torch sorts indices along, which takes many times as long.

@@ -41,18 +41,25 @@ class Problem:
     @classmethod
     def of(
         cls,
-        embeddings: tuple[Numbers | None, Numbers | None, Numbers | None, Numbers | None],
-        distances: Numbers | None,
-        labels: tuple[Numbers, Numbers, Cameras, Cameras],
-        metric: str,
+        query: Numbers | None = None,
+        gallery: Numbers | None = None,
+        *,
+        distances: Numbers | None = None,
+        query_ids: Numbers,
+        gallery_ids: Numbers,
+        query_cameras: Cameras,
+        gallery_cameras: Cameras,
+        metric: str = "euclidean",
+        query_visibility: Numbers | None = None,
+        gallery_visibility: Numbers | None = None,
     ) -> Problem:
-        query, gallery, query_visibility, gallery_visibility = embeddings
-        query_ids, gallery_ids, query_cameras, gallery_cameras = labels
+        """Check the arguments of :func:`mgran_fast.rank`."""
         if distances is not None:
-            names = ("query", "gallery", "query_visibility", "gallery_visibility")
-            given = [name for name, values in zip(names, embeddings, strict=True) if values is not None]
-            if given:
-                raise ValueError(f"give either distances or query and gallery: {given[0]} is given with distances")
+            sides = {"query": query, "gallery": gallery}
+            sides.update(query_visibility=query_visibility, gallery_visibility=gallery_visibility)
+            given = next((name for name, values in sides.items() if values is not None), None)
+            if given is not None:
+                raise ValueError(f"give either distances or query and gallery: {given} is given with distances")
             pairs = _given(distances)
         elif query is None or gallery is None:
             missing = "query" if query is None else "gallery"

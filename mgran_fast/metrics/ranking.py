@@ -159,9 +159,11 @@ def rank(
         raise ValueError(f"ties must be one of {', '.join(TIES)}, not {ties!r}")
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, not {max_rank}")
-    embeddings = (query, gallery, query_visibility, gallery_visibility)
-    labels = (query_ids, gallery_ids, query_cameras, gallery_cameras)
-    problem = Problem.of(embeddings, distances, labels, metric)
+    problem = Problem.of(
+        query, gallery, distances=distances, query_ids=query_ids, gallery_ids=gallery_ids, query_cameras=query_cameras,
+        gallery_cameras=gallery_cameras, metric=metric, query_visibility=query_visibility,
+        gallery_visibility=gallery_visibility,
+    )  # fmt: skip
     average, inverse, found = score(problem, ap, ties, chunk)
     if not bool(found.any()):
         raise ValueError(problem.why_unmatched())
@@ -192,9 +194,11 @@ def top(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    embeddings = (query, gallery, query_visibility, gallery_visibility)
-    labels = (query_ids, gallery_ids, query_cameras, gallery_cameras)
-    problem = Problem.of(embeddings, distances, labels, metric)
+    problem = Problem.of(
+        query, gallery, distances=distances, query_ids=query_ids, gallery_ids=gallery_ids, query_cameras=query_cameras,
+        gallery_cameras=gallery_cameras, metric=metric, query_visibility=query_visibility,
+        gallery_visibility=gallery_visibility,
+    )  # fmt: skip
     q, g = problem.shape
     index, distance, right = np.full((q, k), -1), np.full((q, k), np.inf), np.zeros((q, k), dtype=bool)
     start = 0
@@ -213,3 +217,19 @@ def top(
         right[rows, :width] = held & chunk_right.gather(1, columns).cpu().numpy()
         start = rows.stop
     return Top(index, distance, right)
+
+
+def nearest_right(problem: Problem, chunk: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest right match of each query: its place in the gallery, int64 [Q], -1 without one, and its distance.
+
+    Of several at one distance it is the one with the lower index.
+    """
+    places, distances = [], []
+    for distance, right, _ in problem.chunks(chunk):
+        # The index of min is any of several, and of what lies infinitely far one that is no match.
+        away = distance.masked_fill_(~right, torch.inf).amin(dim=1)
+        alike = (distance == away[:, None]) & right
+        place = alike.int().argmax(dim=1)
+        places.append(place.masked_fill(~right.any(dim=1), -1).cpu())
+        distances.append(away.cpu())
+    return torch.cat(places), torch.cat(distances)

@@ -142,9 +142,11 @@ def rank_shots(
         raise ValueError(f"draws must be at least 1, or None for the exact expectation, not {draws}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, not {seed}")
-    embeddings = (query, gallery, query_visibility, gallery_visibility)
-    labels = (query_ids, gallery_ids, query_cameras, gallery_cameras)
-    problem = Problem.of(embeddings, distances, labels, metric)
+    problem = Problem.of(
+        query, gallery, distances=distances, query_ids=query_ids, gallery_ids=gallery_ids, query_cameras=query_cameras,
+        gallery_cameras=gallery_cameras, metric=metric, query_visibility=query_visibility,
+        gallery_visibility=gallery_visibility,
+    )  # fmt: skip
     people = _People.of(problem.gallery_ids.numpy())
     module = None if draws is not None else module_for("shots", problem)
     if module is not None:

@@ -32,12 +32,13 @@ class Chart:
     y_ticks: Sequence[tuple[float, str]]
     lines: Sequence[Line]
     show: Callable[[float | None], str]
+    show_x: Callable[[float], str]
 
     @property
     def rows(self) -> list[tuple[str, list[str]]]:
         """The table: x, and the value of every line there."""
         xs = sorted({x for line in self.lines for x in line.values})
-        return [(number(x), [self.show(line.values.get(x)) for line in self.lines]) for x in xs]
+        return [(self.show_x(x), [self.show(line.values.get(x)) for line in self.lines]) for x in xs]
 
 
 #: The plot within a chart: left, right, top, bottom in pixels.
@@ -45,8 +46,18 @@ PLOT = (56.0, 468.0, 12.0, 252.0)
 
 
 def chart(
-    key: str, title: str, across: str, series: Mapping[str, Mapping[float, float]], *, fractions: bool
+    key: str,
+    title: str,
+    across: str,
+    series: Mapping[str, Mapping[float, float]],
+    *,
+    fractions: bool,
+    show_x: Callable[[float], str] = number,
 ) -> Chart | None:
+    """A chart of lines y by x, by name; None where there is nothing to draw.
+
+    ``fractions``: y is a share, written in per cent. ``show_x`` writes x.
+    """
     finite = {n: {x: y for x, y in v.items() if math.isfinite(x) and math.isfinite(y)} for n, v in series.items()}
     finite = {name: values for name, values in finite.items() if values}
     if not finite:
@@ -72,21 +83,22 @@ def chart(
     lines = []
     for i, (name, values) in enumerate(finite.items()):
         # The headline, the last of the scores, has the first style: blue, solid.
-        style = len(finite) - 1 - i if key == "cmc" else i
+        style = len(finite) - 1 - i if key in ("cmc", "roc") else i
         dots = [place(x, y) for x, y in sorted(values.items())]
         sparse = dots[:: -(-len(dots) // 12)]
         lines.append(Line(name, "M" + " L".join(f"{x:g} {y:g}" for x, y in dots), sparse, values, style))
     ends = [f"{n} goes from {show(v[min(v)])} to {show(v[max(v)])}" for n, v in finite.items()]
-    text = f"Lines over {across} {number(min(xs))} to {number(max(xs))}: {'; '.join(ends)}."
+    text = f"Lines over {across} {show_x(min(xs))} to {show_x(max(xs))}: {'; '.join(ends)}."
     return Chart(
         key,
         title,
         text,
         across,
-        [(place(x, low)[0], number(x)) for x in x_ticks],
+        [(place(x, low)[0], show_x(x)) for x in x_ticks],
         [(place(min(xs), y)[1], f"{100 * y:.4g}\u00a0%" if fractions else number(y)) for y in y_ticks],
         lines,
         show,
+        show_x,
     )
 
 

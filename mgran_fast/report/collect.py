@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from mgran_fast.data.pictures import read_picture_and_shape
 from mgran_fast.metrics.embedding import Embedded, crops_for
 from mgran_fast.metrics.evaluation import Evaluation
 from mgran_fast.metrics.protocols import further
+from mgran_fast.metrics.ranking import Ranking
+from mgran_fast.metrics.statistics import intervals
 from mgran_fast.model import MGRAN
 from mgran_fast.ops import backend
-from mgran_fast.report.page import RankedList, Scores
+from mgran_fast.report.page import CameraRow, RankedList, Scores
 from mgran_fast.report.pictures import CropView, Match, Query
 from mgran_fast.report.search import Shown
 
@@ -38,7 +41,33 @@ def protocol(evaluation: Evaluation) -> str:
 def scores(name: str, evaluation: Evaluation) -> Scores:
     """The figures of one evaluation."""
     ranking = evaluation.ranking
-    return Scores(name, {k: ranking.at(k) for k in (1, 5, 10)}, ranking.map, ranking.cmc.tolist())
+    sure = {name: (one.low, one.high) for name, one in intervals(ranking).items()}
+    return Scores(
+        name, {k: ranking.at(k) for k in (1, 5, 10)}, ranking.map, ranking.cmc.tolist(), sure, roc_points(evaluation)
+    )
+
+
+def roc_points(evaluation: Evaluation) -> list[tuple[float, float]]:
+    """The ROC curve at ten shares a decade, from one pair of two people, or a hundred thousandth of them, to all."""
+    found = evaluation.roc()
+    if found is None:
+        return []
+    decades = max(1, min(5, math.floor(math.log10(found.negatives))))
+    return [(share, found.at(share)) for share in np.logspace(-decades, 0, 10 * decades + 1).tolist()]
+
+
+def cameras(dataset: DataSet, evaluation: Evaluation) -> list[CameraRow]:
+    """The figures by camera, where there are several cameras, by the names that the data set has for them."""
+    found = evaluation.camera_pairs()
+    return [
+        CameraRow(
+            dataset.camera_names.get(pair.query, str(pair.query)),
+            dataset.camera_names.get(pair.gallery, str(pair.gallery)),
+            pair.queries, pair.rank1, pair.map,
+        )
+        for pair in found
+        if len(found) > 1
+    ]  # fmt: skip
 
 
 def environment() -> dict[str, str]:
@@ -144,31 +173,62 @@ def ranked_lists(
     pictures: Pictures, dataset: DataSet, evaluation: Evaluation, *, queries: int = 12, k: int = 10
 ) -> list[RankedList]:
     """The first k matches of some queries, spread evenly over all."""
-    best, lists = evaluation.top(k), []
-    for q in _spread(len(evaluation.query), queries):
+    chosen = _spread(len(evaluation.query), queries)
+    return [one for one, _ in _lists(pictures, dataset, evaluation, chosen, k)]
+
+
+def mistakes(
+    pictures: Pictures, dataset: DataSet, evaluation: Evaluation, *, queries: int = 8, k: int = 9
+) -> list[RankedList]:
+    """The queries that went worst: of those whose first match is wrong the ones with the lowest average precision.
+
+    Without average precision those whose first right match has the highest rank. Each list ends with that match.
+    """
+    ranking = evaluation.ranking
+    wrong = np.flatnonzero(ranking.first > 1)
+    badness = ranking.ap[wrong] if isinstance(ranking, Ranking) else -ranking.first[wrong]
+    chosen = wrong[np.lexsort((wrong, badness))][:queries].tolist()
+    if not chosen:
+        return []
+    places, away = evaluation.nearest_right(chosen)
+    where = dict(zip(chosen, zip(places, away, strict=True), strict=True))
+    lists = []
+    for one, q in _lists(pictures, dataset, evaluation, chosen, k):
+        place, distance = where[q]
+        first = int(ranking.first[q])
+        last = None if first <= k else _match(pictures, dataset, evaluation, place, distance, True, first)
+        lists.append(one if last is None else dataclasses.replace(one, matches=[*one.matches, last]))
+    return lists
+
+
+def _lists(
+    pictures: Pictures, dataset: DataSet, evaluation: Evaluation, chosen: Sequence[int], k: int
+) -> Iterator[tuple[RankedList, int]]:
+    """The first k matches of some queries, and which they are; those that cannot be read any more are left out."""
+    best = evaluation.top(k)
+    for q in chosen:
         asked = pictures.sample(dataset.query[int(evaluation.query.indices[q])])
         if asked is None:
             continue
-        matches = []
-        for place, distance, right in zip(best.index[q], best.distance[q], best.right[q], strict=True):
-            if place < 0:
-                break
-            found = pictures.sample(dataset.gallery[int(evaluation.gallery.indices[place])])
-            if found is not None:
-                matches.append(
-                    Match(
-                        found.crop.numpy(),
-                        found.person,
-                        found.camera,
-                        float(distance),
-                        bool(right),
-                        found.region_map.numpy(),
-                    )
-                )
-        first = int(evaluation.ranking.first[q])
+        found = zip(best.index[q].tolist(), best.distance[q].tolist(), best.right[q].tolist(), strict=True)
+        matches = [
+            _match(pictures, dataset, evaluation, place, distance, right, rank)
+            for rank, (place, distance, right) in enumerate(found, 1)
+            if place >= 0
+        ]
         query = Query(asked.crop.numpy(), asked.person, asked.camera, asked.region_map.numpy())
-        lists.append(RankedList(query, matches, first or None))
-    return lists
+        first = int(evaluation.ranking.first[q])
+        yield RankedList(query, [match for match in matches if match is not None], first or None), q
+
+
+def _match(
+    pictures: Pictures, dataset: DataSet, evaluation: Evaluation, place: int, distance: float, right: bool, rank: int
+) -> Match | None:
+    found = pictures.sample(dataset.gallery[int(evaluation.gallery.indices[place])])
+    if found is None:
+        return None
+    crop, map_ = found.crop.numpy(), found.region_map.numpy()
+    return Match(crop, found.person, found.camera, distance, right, map_, rank)
 
 
 def unmatched(dataset: DataSet, evaluation: Evaluation) -> list[str]:

@@ -39,16 +39,35 @@ class RankedList:
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy at one point of the run: ``rank`` such as {1: 0.8, 5: 0.9}, ``map`` and ``cmc`` are fractions.
+    """Accuracy at one point of the run, as fractions.
 
-    ``cmc[k - 1]`` is the share of queries with a right match among the first k; ``map`` is None where the protocol has
-    no mAP.
+    Attributes:
+        name: what the page calls it.
+        rank: such as {1: 0.8, 5: 0.9}.
+        map: None where the protocol has no mAP.
+        cmc: ``cmc[k - 1]`` is the share of queries with a right match among the first k.
+        intervals: where "rank1" and so on, and "map", lie with 95 % of samples of such queries: (low, high).
+        roc: points of the ROC curve: (the share of pairs of two people that are accepted, that of pairs of one), both
+            rising.
     """
 
     name: str
     rank: Mapping[int, float]
     map: float | None
     cmc: Sequence[float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    roc: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True)
+class CameraRow:
+    """Figures of the queries of one camera in the gallery of another; the figures are fractions."""
+
+    query: str
+    gallery: str
+    queries: int
+    rank1: float
+    map: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +80,8 @@ class Report:
         history: one mapping an epoch, with keys such as "epoch", "loss", "rank1", "map" (the last two fractions).
             Keys may come and go; every number is in the table, losses and accuracies are drawn as well.
         crops, rankings: what is shown.
+        mistakes: the queries that went worst, as rankings; a match may stand apart from the others by its rank.
+        cameras: figures by camera.
         counts: such as {"empty masks": 3}, in the order of the page.
         problems: one line each, such as pictures that could not be read.
         command: the command line of the run.
@@ -78,6 +99,8 @@ class Report:
     history: Sequence[Mapping[str, float]] = ()
     crops: Sequence[CropView] = ()
     rankings: Sequence[RankedList] = ()
+    mistakes: Sequence[RankedList] = ()
+    cameras: Sequence[CameraRow] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     problems: Sequence[str] = ()
     command: str = ""
@@ -110,7 +133,7 @@ def render(report: Report, *, blur_faces: bool = False) -> str:
         "run.html.j2",
         title=report.title,
         facts=[("Data set", report.dataset), ("Protocol", report.protocol)],
-        shows_people=bool(report.crops or report.rankings),
+        shows_people=bool(report.crops or report.rankings or report.mistakes),
         report=report,
         blurred=blur_faces,
         ranks=sorted({rank for scores in report.scores for rank in scores.rank}),
@@ -123,6 +146,7 @@ def render(report: Report, *, blur_faces: bool = False) -> str:
         crops=[_crop_view(view, blur_faces) for view in report.crops],
         legends=_legends(report),
         rankings=[_ranking(ranked, report.layout, blur_faces) for ranked in report.rankings],
+        mistakes=[_ranking(ranked, report.layout, blur_faces) for ranked in report.mistakes],
         first_hits=sum(ranked.first_right == 1 for ranked in report.rankings),
         sides={"left": _css(pictures.LEFT), "right": _css(pictures.RIGHT)},
         stages=[
@@ -138,12 +162,13 @@ def render(report: Report, *, blur_faces: bool = False) -> str:
 def _check(report: Report) -> None:
     for i, view in enumerate(report.crops):
         pictures.check(f"crops[{i}]", view, view.layout)
-    for i, ranked in enumerate(report.rankings):
-        pictures.check(f"rankings[{i}].query", ranked.query, report.layout)
-        for j, match in enumerate(ranked.matches):
-            pictures.check(f"rankings[{i}].matches[{j}]", match, report.layout)
-        if ranked.first_right is not None and ranked.first_right < 1:
-            raise ValueError(f"rankings[{i}].first_right counts from 1, and is {ranked.first_right}")
+    for name, lists in (("rankings", report.rankings), ("mistakes", report.mistakes)):
+        for i, ranked in enumerate(lists):
+            pictures.check(f"{name}[{i}].query", ranked.query, report.layout)
+            for j, match in enumerate(ranked.matches):
+                pictures.check(f"{name}[{i}].matches[{j}]", match, report.layout)
+            if ranked.first_right is not None and ranked.first_right < 1:
+                raise ValueError(f"{name}[{i}].first_right counts from 1, and is {ranked.first_right}")
 
 
 def _crop_view(view: CropView, blur: bool) -> dict[str, Any]:
@@ -208,15 +233,25 @@ def _ranking(ranked: RankedList, layout: str, blur: bool) -> dict[str, Any]:
     return {
         "query": ranked.query,
         "picture": picture(ranked.query),
-        "matches": [(match, picture(match)) for match in ranked.matches],
+        "matches": [
+            (place if match.rank is None else match.rank, match, picture(match))
+            for place, match in enumerate(ranked.matches, 1)
+        ],
         "first_right": ranked.first_right,
-        "shown": len(ranked.matches),
+        "seen": any(match.right for match in ranked.matches),
     }
+
+
+def _power(x: float) -> str:
+    """A share by its logarithm."""
+    return f"{100 * 10**x:.3g}\u00a0%"
 
 
 def charts_of(report: Report) -> dict[str, Chart]:
     """The charts that the report has figures for: "cmc", "accuracy" and "loss"."""
     cmc = {s.name: {float(k): float(v) for k, v in enumerate(s.cmc[:MOST_RANKS], 1)} for s in report.scores}
+    # By the logarithm: what matters are few wrong pairs of very many.
+    roc = {s.name: {math.log10(x): y for x, y in s.roc if x > 0} for s in report.scores}
     accuracy: dict[str, dict[float, float]] = {}
     losses: dict[str, dict[float, float]] = {}
     for i, row in enumerate(report.history, 1):
@@ -226,6 +261,7 @@ def charts_of(report: Report) -> dict[str, Chart]:
                 into.setdefault(words.words(key), {})[float(row.get("epoch", i))] = float(value)
     found = (
         chart("cmc", "CMC curve", "rank", cmc, fractions=True),
+        chart("roc", "ROC curve", "pairs of two people accepted", roc, fractions=True, show_x=_power),
         chart("accuracy", "Accuracy by epoch", "epoch", accuracy, fractions=True),
         chart("loss", "Loss by epoch", "epoch", losses, fractions=False),
     )

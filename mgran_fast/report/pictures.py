@@ -88,7 +88,10 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """A gallery crop in a ranked list: as :class:`Query`, with its distance and whether it is the right person."""
+    """A gallery crop in a ranked list: as :class:`Query`, with its distance and whether it is the right person.
+
+    ``rank`` is its place in the list, from 1; None where that is its place among those that are shown.
+    """
 
     crop: Bytes
     person: int
@@ -96,6 +99,7 @@ class Match:
     distance: float
     right: bool
     region_map: Bytes | None = None
+    rank: int | None = None
 
 
 def check(name: str, view: CropView | Query | Match, layout: str) -> None:

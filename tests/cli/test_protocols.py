@@ -69,6 +69,15 @@ def test_market(evaluate: Cli, cli: Cli, tmp_path: Path) -> None:
     low, high = single.json["intervals"]["map"]
     assert low <= single.json["map"] <= high
     assert f"mAP {100 * low:.1f} to {100 * high:.1f} %" in single.err
+    assert 0 <= single.json["verification"]["true at 0.01 false"] <= 1
+    assert "pairs of one person accepted" in single.err
+    assert {(pair["query"], pair["gallery"]) for pair in single.json["cameras"]} == {(1, 2), (2, 1)}
+    odd = evaluate(
+        "market1501", data, "--flip", "--visible", "--metric", "cosine", "--ties", "optimistic", "--no-cameras"
+    )
+    assert odd.code == 0, odd.err
+    assert (odd.json["scored"]["ties"], odd.json["scored"]["flip"], odd.json["cameras"]) == ("optimistic", True, [])
+    assert "whatever the camera; cosine distance of the parts that both pictures show" in odd.err
     report = tmp_path / "report.html"
     multiple = evaluate("market1501", data, "--queries", "multiple", "--report", report, "--ap", "trapezoid")
     assert multiple.code == 0, multiple.err
@@ -86,6 +95,8 @@ def test_market(evaluate: Cli, cli: Cli, tmp_path: Path) -> None:
     page = report.read_text(encoding="utf-8")
     assert "Market-1501 multiple query" in page
     assert "a ranked list shows one picture of its query" in page
+    assert "By camera" in page
+    assert "ROC curve" in page
     # Of one query all further pictures go: it keeps its own, and that is told.
     for path in (data / "gt_bbox").glob("0001_c1*"):
         path.unlink()
@@ -96,6 +107,9 @@ def test_market(evaluate: Cli, cli: Cli, tmp_path: Path) -> None:
     told(evaluate("market1501", data, "--draws", "3"), "--draws 3", "rule market", "leave it out")
     told(evaluate("market1501", data, "--queries", "both"), "--queries both: choose single or multiple")
     told(evaluate("market1501", data, "--ap", "area"), "--ap area: choose hits or trapezoid")
+    told(evaluate("market1501", data, "--ties", "any"), "--ties any: choose index or pessimistic or optimistic")
+    told(evaluate("market1501", data, "--metric", "l1"), "--metric l1: choose euclidean or cosine")
+    told(evaluate("market1501", data, "--rerank", "--visible"), "take one of the two")
     for path in (data / "gt_bbox").iterdir():
         path.unlink()
     told(evaluate("market1501", data, "--queries", "multiple"), "--queries multiple", "gt_bbox", "take single queries")

@@ -16,6 +16,7 @@ from mgran_fast.data.records import SINGLE_GALLERY_SHOT
 from mgran_fast.data.synthetic import write
 from mgran_fast.metrics.evaluation import Evaluation, evaluate
 from mgran_fast.metrics.protocols import Rule
+from mgran_fast.metrics.ranking import Ranking
 from mgran_fast.model import MGRAN
 from mgran_fast.mra.estimate import Estimate
 from mgran_fast.report import collect
@@ -192,3 +193,62 @@ def test_regions_of_an_estimator(tiny: DataSet) -> None:
     assert view.keypoints is not None
     assert not view.keypoints[:, 2].any()
     assert np.unique(view.region_map).tolist() == [1, 2, 3]
+
+
+def test_the_worst_mistakes_end_with_the_match_that_was_missed(
+    model: MGRAN, tiny: DataSet, evaluation: Evaluation
+) -> None:
+    pictures = collect.Pictures(model, MaskFiles(tiny.root))
+    assert isinstance(evaluation.ranking, Ranking)
+    first, ap = evaluation.ranking.first, evaluation.ranking.ap
+    lists = collect.mistakes(pictures, tiny, evaluation, queries=100, k=1)
+    wrong = sorted((q for q in range(8) if first[q] > 1), key=lambda q: (ap[q], q))
+    assert wrong, "an untrained network errs"
+    assert [one.first_right for one in lists] == [first[q] for q in wrong]
+    for q, one in zip(wrong, lists, strict=True):
+        asked = tiny.query[q]
+        assert (one.query.person, one.query.camera) == (asked.person, asked.camera)
+        shown, missed = one.matches
+        assert (shown.rank, shown.right) == (1, False)
+        assert (missed.rank, missed.right, missed.person) == (first[q], True, asked.person)
+        whole = evaluation.top(16)
+        assert missed.distance == pytest.approx(whole.distance[q][first[q] - 1], abs=1e-6)
+    assert [one.first_right for one in collect.mistakes(pictures, tiny, evaluation, queries=1, k=16)] == [
+        first[wrong[0]]
+    ]
+    # What lies within the list is not shown twice.
+    (one,) = collect.mistakes(pictures, tiny, evaluation, queries=1, k=16)
+    assert sum(match.rank == one.first_right for match in one.matches) == 1
+
+
+def test_mistakes_by_other_rules(model: MGRAN, tiny: DataSet) -> None:
+    masks = MaskFiles(tiny.root)
+    for rule in (Rule(SINGLE_GALLERY_SHOT), Rule(reranked=True), Rule(visible=True), Rule(cameras=False)):
+        found = evaluate(model, tiny.query, tiny.gallery, masks, rule)
+        lists = collect.mistakes(collect.Pictures(model, masks), tiny, found, queries=100, k=1)
+        wrong = [q for q in range(8) if found.ranking.first[q] > 1]
+        assert sorted(one.first_right or 0 for one in lists) == sorted(found.ranking.first[q] for q in wrong)
+        whole = found.top(16)
+        for one in lists:
+            assert one.first_right is not None
+            reached = [
+                whole.distance[q][one.first_right - 1] for q in wrong if found.ranking.first[q] == one.first_right
+            ]
+            assert min(abs(one.matches[-1].distance - away) for away in reached) < 1e-6
+
+
+def test_figures_by_camera_and_the_curve(tiny: DataSet, evaluation: Evaluation, model: MGRAN) -> None:
+    named = dataclasses.replace(tiny, camera_names={1: "door"})
+    rows = collect.cameras(named, evaluation)
+    assert [(row.query, row.gallery, row.queries) for row in rows] == [("door", "2", 4), ("2", "door", 4)]
+    assert (
+        collect.cameras(tiny, evaluate(model, tiny.query, tiny.gallery, MaskFiles(tiny.root), Rule(cameras=False)))
+        == []
+    )
+    points = collect.roc_points(evaluation)
+    curve = evaluation.roc()
+    assert curve is not None
+    assert (points[-1], points[0][0]) == ((1.0, 1.0), pytest.approx(0.1 if curve.negatives < 100 else 0.01))
+    assert all(a <= b for (_, a), (_, b) in zip(points, points[1:], strict=False))
+    sure = collect.scores("trained", evaluation).intervals
+    assert sure["map"][0] <= evaluation.figures()["map"] <= sure["map"][1]
