@@ -213,11 +213,9 @@ def test_the_worst_mistakes_end_with_the_match_that_was_missed(
         assert (missed.rank, missed.right, missed.person) == (first[q], True, asked.person)
         whole = evaluation.top(16)
         assert missed.distance == pytest.approx(whole.distance[q][first[q] - 1], abs=1e-6)
-    assert [one.first_right for one in collect.mistakes(pictures, tiny, evaluation, queries=1, k=16)] == [
-        first[wrong[0]]
-    ]
     # What lies within the list is not shown twice.
     (one,) = collect.mistakes(pictures, tiny, evaluation, queries=1, k=16)
+    assert one.first_right == first[wrong[0]]
     assert sum(match.rank == one.first_right for match in one.matches) == 1
 
 
@@ -241,14 +239,12 @@ def test_figures_by_camera_and_the_curve(tiny: DataSet, evaluation: Evaluation, 
     named = dataclasses.replace(tiny, camera_names={1: "door"})
     rows = collect.cameras(named, evaluation)
     assert [(row.query, row.gallery, row.queries) for row in rows] == [("door", "2", 4), ("2", "door", 4)]
-    assert (
-        collect.cameras(tiny, evaluate(model, tiny.query, tiny.gallery, MaskFiles(tiny.root), Rule(cameras=False)))
-        == []
-    )
+    free = evaluate(model, tiny.query, tiny.gallery, MaskFiles(tiny.root), Rule(cameras=False))
+    assert collect.cameras(tiny, free) == []
     points = collect.roc_points(evaluation)
     curve = evaluation.roc()
     assert curve is not None
     assert (points[-1], points[0][0]) == ((1.0, 1.0), pytest.approx(0.1 if curve.negatives < 100 else 0.01))
-    assert all(a <= b for (_, a), (_, b) in zip(points, points[1:], strict=False))
+    assert [true for _, true in points] == sorted(true for _, true in points)
     sure = collect.scores("trained", evaluation).intervals
     assert sure["map"][0] <= evaluation.figures()["map"] <= sure["map"][1]
