@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-#: Shares of the pairs of two people at which the pairs of one person are told.
-ACCEPTED = (1e-4, 1e-3, 1e-2)
+#: False positive rates at which the true positive rate is told.
+FALSE_RATES = (1e-4, 1e-3, 1e-2)
 
 
 def open_data(
@@ -183,8 +183,8 @@ def tell(results: Mapping[str, Evaluation], title: str) -> None:
     told = ", ".join(f"{names[name]} {100 * sure[name].low:.1f} to {100 * sure[name].high:.1f} %" for name in shown)
     console.print(f"95 % of samples of such queries: {told}")
     if (curve := last.roc()) is not None:
-        told = ", ".join(f"{100 * curve.at(share):.1f} % at {100 * share:g} %" for share in ACCEPTED)
-        console.print(f"pairs of one person accepted, at pairs of two people accepted: {told}")
+        told = ", ".join(f"{100 * curve.at(rate):.1f} % at {100 * rate:g} %" for rate in FALSE_RATES)
+        console.print(f"verification, true positives at false positives: {told}")
     usual = ("queries", "pictures of queries", "gallery")
     odd = {name: count for name, count in last.counts.items() if count and name not in usual}
     for name, count in odd.items():

@@ -214,7 +214,7 @@ def evaluate(
                 if curve is None
                 else {
                     "auc": curve.auc,
-                    **{f"true at {share:g} false": curve.at(share) for share in common.ACCEPTED},
+                    **{f"tpr at fpr {rate:g}": curve.at(rate) for rate in common.FALSE_RATES},
                 },
                 "cameras": [dataclasses.asdict(pair) for pair in result.camera_pairs()],
                 "scored": result.details,

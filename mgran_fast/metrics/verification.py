@@ -24,8 +24,8 @@ class Roc:
     Attributes:
         threshold: float64 [K], rising: the distances of the pairs of one person. Other thresholds accept as many pairs
             of one person as the one below them, and no fewer of two.
-        true: float64 [K], the share of the pairs of one person that are accepted.
-        false: float64 [K], the share of the pairs of two.
+        true: float64 [K], the true positive rate: the share of the pairs of one person that are accepted.
+        false: float64 [K], the false positive rate: the share of the pairs of two.
         positives, negatives: how many pairs there are of one person, and of two.
         auc: the area under the curve: the chance that a pair of one person is nearer than a pair of two, where equal
             distances count half.
@@ -39,20 +39,20 @@ class Roc:
     auc: float
 
     def at(self, false: float) -> float:
-        """The largest share of pairs of one person that is accepted with at most this share of pairs of two."""
-        found = int(np.searchsorted(self.false, _share(false), side="right"))
+        """The largest true positive rate at no more than this false positive rate."""
+        found = self._reached(false)
         return float(self.true[found - 1]) if found else 0.0
 
     def threshold_at(self, false: float) -> float:
         """The threshold that :meth:`at` takes; -inf where even the nearest pair of one person accepts too many."""
-        found = int(np.searchsorted(self.false, _share(false), side="right"))
+        found = self._reached(false)
         return float(self.threshold[found - 1]) if found else -np.inf
 
-
-def _share(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"a share is from 0 to 1, not {value}")
-    return value
+    def _reached(self, false: float) -> int:
+        """How many thresholds have at most this false positive rate."""
+        if not 0 <= false <= 1:
+            raise ValueError(f"a rate is from 0 to 1, not {false}")
+        return int(np.searchsorted(self.false, false, side="right"))
 
 
 @torch.no_grad()

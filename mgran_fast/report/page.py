@@ -47,8 +47,7 @@ class Scores:
         map: None where the protocol has no mAP.
         cmc: ``cmc[k - 1]`` is the share of queries with a right match among the first k.
         intervals: where "rank1" and so on, and "map", lie with 95 % of samples of such queries: (low, high).
-        roc: points of the ROC curve: (the share of pairs of two people that are accepted, that of pairs of one), both
-            rising.
+        roc: points of the ROC curve of all pairs: (false positive rate, true positive rate), both rising.
     """
 
     name: str
@@ -261,7 +260,7 @@ def charts_of(report: Report) -> dict[str, Chart]:
                 into.setdefault(words.words(key), {})[float(row.get("epoch", i))] = float(value)
     found = (
         chart("cmc", "CMC curve", "rank", cmc, fractions=True),
-        chart("roc", "ROC curve", "pairs of two people accepted", roc, fractions=True, show_x=_power),
+        chart("roc", "ROC curve", "false positive rate", roc, fractions=True, show_x=_power),
         chart("accuracy", "Accuracy by epoch", "epoch", accuracy, fractions=True),
         chart("loss", "Loss by epoch", "epoch", losses, fractions=False),
     )

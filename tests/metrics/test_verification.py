@@ -73,7 +73,7 @@ def test_what_has_no_curve() -> None:
         roc(**{**given, "query_ids": np.ones(14, int), "gallery_ids": np.ones(60, int)})
     with pytest.raises(ValueError, match="query_cameras is missing"):
         roc(**{name: value for name, value in given.items() if "camera" not in name})
-    with pytest.raises(ValueError, match="a share is from 0 to 1, not 2"):
+    with pytest.raises(ValueError, match="a rate is from 0 to 1, not 2"):
         roc(**given).at(2)
 
 

@@ -14,7 +14,20 @@ from PIL import Image
 
 from mgran_fast import layouts
 from mgran_fast.errors import DataError
-from mgran_fast.report import CropView, Match, Query, RankedList, Report, Scores, charts, page, pages, pictures, write
+from mgran_fast.report import (
+    CameraRow,
+    CropView,
+    Match,
+    Query,
+    RankedList,
+    Report,
+    Scores,
+    charts,
+    page,
+    pages,
+    pictures,
+    write,
+)
 
 SIZE = (64, 32)
 VOID = {"meta", "img", "link", "br", "input", "hr"}
@@ -190,6 +203,37 @@ def test_frames_tell_right_from_wrong_by_more_than_colour() -> None:
     alts = [a["alt"] for a in html.all("img") if a["alt"].startswith("Rank ")]
     assert alts[:2] == ["Rank 1, right: person 7, camera 2", "Rank 2, wrong: person 8, camera 2"]
     assert "In 1 of 1 list the first match is right" in html.text
+
+
+def test_a_missed_match_stands_under_its_own_rank() -> None:
+    missed = ranked(False, False, True, first=1234)
+    matches = [*missed.matches[:2], replace(missed.matches[2], rank=1234)]
+    html = Page(page.render(report(mistakes=[replace(missed, matches=matches)])))
+    assert "Worst mistakes" in html.text
+    assert "first right match at rank 1,234 " in html.text
+    assert [a["alt"] for a in html.all("img") if a["alt"].startswith("Rank 1,234")] == [
+        "Rank 1,234, right: person 7, camera 2"
+    ]
+    assert "Worst mistakes" not in page.render(report())
+
+
+def test_how_sure_figures_are_the_curve_and_the_cameras() -> None:
+    sure = {"rank1": (0.4, 0.61), "map": (0.3, 0.5)}
+    scores = Scores("now", {1: 0.5}, 0.4, [0.5], sure, [(0.0, 0.1), (0.001, 0.25), (0.1, 0.5), (1.0, 1.0)])
+    cameras = [CameraRow("door", "gate", 1200, 0.25, 0.125)]
+    told = report(scores=[scores], cameras=cameras)
+    html = Page(page.render(told))
+    assert "40.0\u201361.0" in html.text
+    assert "30.0\u201350.0" in html.text
+    assert "95 % of samples" in html.text
+    assert "door gate 1,200 25.0\u00a0% 12.5\u00a0%".replace("\u00a0", " ") in html.text.replace("\u00a0", " ")
+    curve = page.charts_of(told)["roc"]
+    rows = [(x, y) for x, (y,) in curve.rows]
+    assert rows == [("0.1\u00a0%", "25.0\u00a0%"), ("10\u00a0%", "50.0\u00a0%"), ("100\u00a0%", "100.0\u00a0%")]
+    plain = page.render(report())
+    assert "roc" not in page.charts_of(report())
+    assert "95 % of samples" not in plain
+    assert "By camera" not in plain
 
 
 @pytest.mark.parametrize(("layout", "inputs"), [("region", 4), ("part", 7), ("box", 4), ("none", 1)])
