@@ -115,6 +115,50 @@ def test_draws_agree_with_the_expectation() -> None:
     assert np.std(few) == pytest.approx(error[0] * np.sqrt(80), rel=0.4)
 
 
+def a_few(seed: int, queries: int = 6, people: int = 12) -> dict[str, Any]:
+    """Distances of queries to people with 1 to 6 pictures each; a query's own person is nearer than others are."""
+    random = np.random.default_rng(seed)
+    ids = np.repeat(np.arange(people), random.integers(1, 7, people))
+    query_ids = random.choice(people, queries, replace=False)
+    # People look more or less like the query, and pictures of one person differ.
+    distances = random.standard_normal((queries, people))[:, ids] + random.standard_normal((queries, len(ids)))
+    distances[query_ids[:, None] == ids] -= 0.7
+    return {"distances": distances, "query_ids": query_ids, "gallery_ids": ids, **NO_CAMERAS}
+
+
+@pytest.mark.usefixtures("implementation")
+def test_a_hundred_thousand_draws_agree_with_the_expectation() -> None:
+    """Within 4 standard errors at each rank of each problem, and as far off as chance has it.
+
+    Differences at several ranks of one query depend on each other. But how often it was found at exactly each rank
+    makes Pearson's statistic, which is a sum of as many squares of independent errors as there are ranks, less one.
+    """
+    draws, squares, free = 100_000, 0.0, 0
+    for seed in range(8):
+        problem = a_few(seed)
+        people = int(problem["gallery_ids"].max()) + 1
+        exact = rank_shots(**problem, max_rank=people)
+        drawn = rank_shots(**problem, max_rank=people, draws=draws, seed=seed)
+        assert drawn.draws == draws
+        # What hardly ever happens has no bell curve: there a few draws are let off.
+        few = 3 / draws
+        assert (np.abs(drawn.cmc - exact.cmc) <= 4 * drawn.error + few).all()
+        assert 1e-4 < drawn.error[0] < 1e-3
+        for chance, share in zip(exact.found, drawn.found, strict=True):
+            expected, counted = (np.diff(found, prepend=0) * draws for found in (chance, share))
+            assert counted.sum() == pytest.approx(draws, abs=1e-4)
+            assert (counted[expected < 1e-6] < 0.5).all(), "what cannot happen was drawn"
+            # Ranks that are hardly ever reached count as one, with the likeliest.
+            rare = expected < 25
+            rare[expected.argmax()] = True
+            expected, counted = (np.append(one[~rare], one[rare].sum()) for one in (expected, counted))
+            squares += ((counted - expected) ** 2 / expected).sum()
+            free += len(expected) - 1
+    assert free > 250
+    # The mean of so many squares is off 1 by more than 4 of its own standard errors about once in 16,000 times.
+    assert abs(squares / free - 1) <= 4 * math.sqrt(2 / free)
+
+
 def test_draws_depend_on_the_seed_alone() -> None:
     problem = crowd(people=12)
     one = rank_shots(**problem, draws=3, seed=5)
