@@ -6,7 +6,6 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -14,36 +13,25 @@
 
 #include "align.h"
 #include "batchnorm.h"
-#include "bindings_network.h"
+#include "bindings.h"
 #include "conv.h"
 #include "cpu/dispatch.h"
 #include "crops.h"
 #include "inputs.h"
 #include "pooling.h"
-#include "ranking.h"
 #include "regions.h"
-#include "rerank.h"
 #include "rows.h"
-#include "shots.h"
 
 namespace py = pybind11;
 
+using mgran::Address;
+using mgran::define;
+using mgran::want;
+
 namespace {
 
-using Address = std::uintptr_t;
 using Size = std::array<std::int32_t, 2>;  // height, width
 using Channels = std::array<float, 3>;
-
-void raise_on(int status) {
-  if (status == MGRAN_OK) return;
-  if (status == MGRAN_NO_MEMORY) throw std::bad_alloc();
-  throw std::runtime_error(status == MGRAN_LAUNCH ? "mgran_fast: the CUDA launch failed"
-                                                  : "mgran_fast: the kernel does not support these arguments");
-}
-
-void want(bool condition, const char* message) {
-  if (!condition) throw py::value_error(message);
-}
 
 // A body layout that owns its tables.
 class Layout {
@@ -325,134 +313,6 @@ MgranRows rows_args(Address x, Address index, Address starts, Address members, A
   return args;
 }
 
-MgranRanking ranking_args(Address values, Address query_terms, Address gallery_terms, Address begins, Address ends,
-                          Address members, Address nobody, Address query_cameras, Address gallery_cameras, Address ap,
-                          Address inp, Address first, Address nan, std::int64_t queries, std::int64_t gallery,
-                          std::int64_t count, std::int64_t nobodies, bool is_double, std::int32_t metric,
-                          std::int32_t ties, bool trapezoid) {
-  want(queries >= 0 && gallery >= 0 && count >= 0 && nobodies >= 0, "sizes must not be negative");
-  want(metric == MGRAN_DISTANCES || (query_terms && gallery_terms), "products need terms of both sides");
-  want(!query_cameras == !gallery_cameras, "cameras are given for both sides or for neither");
-  MgranRanking args{};
-  args.values = reinterpret_cast<const void*>(values);
-  args.query_terms = reinterpret_cast<const void*>(query_terms);
-  args.gallery_terms = reinterpret_cast<const void*>(gallery_terms);
-  args.begins = reinterpret_cast<const std::int64_t*>(begins);
-  args.ends = reinterpret_cast<const std::int64_t*>(ends);
-  args.members = reinterpret_cast<const std::int64_t*>(members);
-  args.nobody = reinterpret_cast<const std::int64_t*>(nobody);
-  args.query_cameras = reinterpret_cast<const std::int64_t*>(query_cameras);
-  args.gallery_cameras = reinterpret_cast<const std::int64_t*>(gallery_cameras);
-  args.ap = reinterpret_cast<double*>(ap);
-  args.inp = reinterpret_cast<double*>(inp);
-  args.first = reinterpret_cast<std::int64_t*>(first);
-  args.nan = reinterpret_cast<std::int64_t*>(nan);
-  args.queries = queries;
-  args.gallery = gallery;
-  args.count = count;
-  args.nobodies = nobodies;
-  args.is_double = is_double;
-  args.metric = metric;
-  args.ties = ties;
-  args.trapezoid = trapezoid;
-  return args;
-}
-
-MgranShots shots_args(Address values, Address query_terms, Address gallery_terms, Address persons, Address begins,
-                      Address members, Address query_cameras, Address gallery_cameras, Address found, Address first,
-                      Address nan, std::int64_t queries, std::int64_t gallery, std::int64_t people, std::int64_t ranks,
-                      bool is_double, std::int32_t metric) {
-  want(queries >= 0 && gallery >= 0 && people >= 0 && ranks >= 1, "sizes must not be negative");
-  want(metric == MGRAN_DISTANCES || (query_terms && gallery_terms), "products need terms of both sides");
-  want(!query_cameras == !gallery_cameras, "cameras are given for both sides or for neither");
-  MgranShots args{};
-  args.values = reinterpret_cast<const void*>(values);
-  args.query_terms = reinterpret_cast<const void*>(query_terms);
-  args.gallery_terms = reinterpret_cast<const void*>(gallery_terms);
-  args.persons = reinterpret_cast<const std::int64_t*>(persons);
-  args.begins = reinterpret_cast<const std::int64_t*>(begins);
-  args.members = reinterpret_cast<const std::int64_t*>(members);
-  args.query_cameras = reinterpret_cast<const std::int64_t*>(query_cameras);
-  args.gallery_cameras = reinterpret_cast<const std::int64_t*>(gallery_cameras);
-  args.found = reinterpret_cast<double*>(found);
-  args.first = reinterpret_cast<std::int64_t*>(first);
-  args.nan = reinterpret_cast<std::int64_t*>(nan);
-  args.queries = queries;
-  args.gallery = gallery;
-  args.people = people;
-  args.ranks = ranks;
-  args.is_double = is_double;
-  args.metric = metric;
-  return args;
-}
-
-MgranRerank rerank_args(Address values, Address neighbours, Address largest, Address starts, Address members,
-                        Address weights, Address counts, Address out_members, Address out_starts, Address out_weights,
-                        Address column_starts, Address column_rows, Address column_weights, Address out,
-                        std::int64_t rows, std::int64_t width, std::int64_t columns, std::int32_t k, std::int32_t few,
-                        std::int32_t capacity) {
-  want(rows >= 0 && width >= 0 && columns >= 0 && k >= 0 && few >= 0 && capacity >= 0, "sizes must not be negative");
-  MgranRerank args{};
-  args.values = reinterpret_cast<const float*>(values);
-  args.neighbours = reinterpret_cast<std::int32_t*>(neighbours);
-  args.largest = reinterpret_cast<float*>(largest);
-  args.starts = reinterpret_cast<const std::int64_t*>(starts);
-  args.members = reinterpret_cast<const std::int32_t*>(members);
-  args.weights = reinterpret_cast<const float*>(weights);
-  args.counts = reinterpret_cast<std::int32_t*>(counts);
-  args.out_members = reinterpret_cast<std::int32_t*>(out_members);
-  args.out_starts = reinterpret_cast<const std::int64_t*>(out_starts);
-  args.out_weights = reinterpret_cast<float*>(out_weights);
-  args.column_starts = reinterpret_cast<const std::int64_t*>(column_starts);
-  args.column_rows = reinterpret_cast<const std::int32_t*>(column_rows);
-  args.column_weights = reinterpret_cast<const float*>(column_weights);
-  args.out = reinterpret_cast<float*>(out);
-  args.rows = rows;
-  args.width = width;
-  args.columns = columns;
-  args.k = k;
-  args.few = few;
-  args.capacity = capacity;
-  return args;
-}
-
-// Adds a function that takes the arguments of `make`, by name and in any order, and one more: the number of threads
-// on the CPU, the stream's handle on the GPU.
-template <typename Args, typename... P, std::size_t... I>
-void define(py::module_& m, const char* name, Args (*make)(P...), int (*run)(const Args*, int),
-            const char* const (&names)[sizeof...(P)], std::index_sequence<I...>) {
-  m.def(
-      name,
-      [make, run](P... p, int threads) {
-        const Args args = make(std::forward<P>(p)...);
-        int status;
-        {
-          py::gil_scoped_release unlocked;
-          status = run(&args, threads);
-        }
-        raise_on(status);
-      },
-      py::kw_only(), py::arg(names[I])..., py::arg("threads"));
-}
-
-template <typename Args, typename... P, std::size_t... I>
-void define(py::module_& m, const char* name, Args (*make)(P...), int (*run)(const Args*, void*),
-            const char* const (&names)[sizeof...(P)], std::index_sequence<I...>) {
-  m.def(
-      name,
-      [make, run](P... p, Address stream) {
-        const Args args = make(std::forward<P>(p)...);
-        raise_on(run(&args, reinterpret_cast<void*>(stream)));
-      },
-      py::kw_only(), py::arg(names[I])..., py::arg("stream"));
-}
-
-template <typename Args, typename Last, typename... P>
-void define(py::module_& m, const char* name, Args (*make)(P...), int (*run)(const Args*, Last),
-            const char* const (&names)[sizeof...(P)]) {
-  define(m, name, make, run, names, std::index_sequence_for<P...>{});
-}
-
 constexpr const char* kCrops[] = {"frame", "frame_size", "row_stride", "boxes", "out", "count", "size"};
 constexpr const char* kRegions[] = {"mask",   "mask_is_float", "mask_size", "keypoints",          "map",   "workspace",
                                     "people", "size",          "limit",     "keypoint_threshold", "layout"};
@@ -469,17 +329,6 @@ constexpr const char* kPooling[] = {"features", "map",      "region", "out",    
 
 constexpr const char* kRows[] = {"x",    "index", "starts",   "members", "base", "out",
                                  "rows", "count", "channels", "pitch",   "dtype"};
-constexpr const char* kRanking[] = {"values", "query_terms",   "gallery_terms",   "begins", "ends",     "members",
-                                    "nobody", "query_cameras", "gallery_cameras", "ap",     "inp",      "first",
-                                    "nan",    "queries",       "gallery",         "count",  "nobodies", "is_double",
-                                    "metric", "ties",          "trapezoid"};
-constexpr const char* kRerank[] = {
-    "values",     "neighbours",  "largest",       "starts",      "members",        "weights", "counts", "out_members",
-    "out_starts", "out_weights", "column_starts", "column_rows", "column_weights", "out",     "rows",   "width",
-    "columns",    "k",           "few",           "capacity"};
-constexpr const char* kShots[] = {"values",        "query_terms",     "gallery_terms", "persons",   "begins", "members",
-                                  "query_cameras", "gallery_cameras", "found",         "first",     "nan",    "queries",
-                                  "gallery",       "people",          "ranks",         "is_double", "metric"};
 constexpr const char* kBatchnorm[] = {
     "x",      "residual", "grad",  "out",      "out_residual", "weight",      "bias",           "mean",
     "var",    "invstd",   "scale", "shift",    "grad_bias",    "grad_weight", "grad_bias_mean", "grad_weight_mean",
@@ -538,12 +387,7 @@ PYBIND11_MODULE(_C, m) {
   define(m, "batchnorm_backward_cpu", batchnorm_args, mgran_batchnorm_backward_cpu, kBatchnorm);
   define(m, "conv_cpu", conv_args, mgran_conv_cpu, kConv);
   bind_network(m);
-  define(m, "ranking_cpu", ranking_args, mgran_ranking_cpu, kRanking);
-  define(m, "rerank_nearest_cpu", rerank_args, mgran_rerank_nearest_cpu, kRerank);
-  define(m, "rerank_expand_cpu", rerank_args, mgran_rerank_expand_cpu, kRerank);
-  define(m, "rerank_mean_cpu", rerank_args, mgran_rerank_mean_cpu, kRerank);
-  define(m, "rerank_jaccard_cpu", rerank_args, mgran_rerank_jaccard_cpu, kRerank);
-  define(m, "shots_cpu", shots_args, mgran_shots_cpu, kShots);
+  bind_metrics(m);
   define(m, "rows_gather_cpu", rows_args, mgran_rows_gather_cpu, kRows);
   define(m, "rows_total_cpu", rows_args, mgran_rows_total_cpu, kRows);
   define(m, "rows_invert_cpu", rows_args, mgran_rows_invert_cpu, kRows);

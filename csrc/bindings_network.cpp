@@ -1,6 +1,6 @@
 // mgran_fast._C.Network: a trunk's tables, and what is run with them. Used by mgran_fast/ops/network.py, which keeps
 // the tensors alive whose addresses come here.
-#include "bindings_network.h"
+#include "bindings.h"
 
 #include <pybind11/stl.h>
 
@@ -20,21 +20,15 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
+using mgran::Address;
+using mgran::raise_on;
+using mgran::want;
+
 using Size = std::array<std::int32_t, 2>;                              // height, width
 using Layer = std::tuple<std::array<std::int32_t, 3>, int, Address>;   // (height, width, channels), dtype, background
 using Source = std::tuple<std::int32_t, std::array<std::int32_t, 3>>;  // layer, (kernel, stride, padding)
 // Sources, residual layer or -1, addresses of weights, scale, bias and the residual's scale.
 using Convolution = std::tuple<std::vector<Source>, std::int32_t, Address, Address, Address, Address>;
-
-void want(bool condition, const char* message) {
-  if (!condition) throw py::value_error(message);
-}
-
-void raise_on(int status) {
-  if (status == MGRAN_NO_MEMORY) throw std::bad_alloc();
-  if (status != MGRAN_OK) throw std::runtime_error("mgran_fast: the kernel does not support these arguments");
-}
 
 class Network {
  public:

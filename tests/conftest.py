@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from mgran_fast.ops import backend
+
 # Tests run several at a time; each process on one thread keeps them from fighting over the cores. The variable is
 # for the processes that tests start.
 torch.set_num_threads(1)
@@ -40,3 +42,13 @@ def real_data() -> Path:
     if not root or not (Path(root) / "cuhk03").is_dir():
         pytest.skip("MGRAN_DATA names no folder with cuhk03")
     return Path(root) / "cuhk03"
+
+
+@pytest.fixture(params=["native", "reference"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernels, then plain torch. Skips kernels that are not built, unless MGRAN_EXPECT_NATIVE says they must be."""
+    if request.param == "native" and backend.extension() is None:
+        assert os.environ.get("MGRAN_EXPECT_NATIVE") != "1", "the extension is not built"
+        pytest.skip("the extension is not built")
+    monkeypatch.setenv("MGRAN_BACKEND", request.param)
+    return str(request.param)

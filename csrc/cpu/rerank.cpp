@@ -13,7 +13,22 @@
 #include <utility>
 #include <vector>
 
+#include "dispatch.h"
 #include "threads.h"
+
+#define MGRAN_NAMESPACE rerank_portable
+#define MGRAN_TARGET
+#include "rerank_rows.h"
+
+#if MGRAN_X86
+#define MGRAN_NAMESPACE rerank_avx2
+#define MGRAN_TARGET MGRAN_AVX2
+#include "rerank_rows.h"
+
+#define MGRAN_NAMESPACE rerank_avx512
+#define MGRAN_TARGET MGRAN_AVX512
+#include "rerank_rows.h"
+#endif
 
 namespace {
 
@@ -115,6 +130,22 @@ extern "C" int mgran_rerank_expand_cpu(const MgranRerank* given, int threads) {
     sets.all.erase(std::unique(sets.all.begin(), sets.all.end()), sets.all.end());
     args.counts[row] = static_cast<std::int32_t>(sets.all.size());
     std::copy(sets.all.begin(), sets.all.end(), args.out_members + row * args.capacity);
+  });
+}
+
+extern "C" int mgran_rerank_pairs_cpu(const MgranRerank* given, int threads) {
+  const MgranRerank& args = *given;
+  if (args.queries < 0 || args.queries > args.rows || !rises(args.starts, args.rows) ||
+      !within(args.members, args.starts[args.rows], args.rows))
+    return MGRAN_UNSUPPORTED;
+  const auto dot = mgran::choose(mgran::rerank_portable::dots<1>, MGRAN_ONLY_X86(mgran::rerank_avx2::dots<1>),
+                                 MGRAN_ONLY_X86(mgran::rerank_avx512::dots<1>));
+  const auto embedding = [&args](std::int64_t row) {
+    return row < args.queries ? args.values + row * args.width : args.gallery + (row - args.queries) * args.width;
+  };
+  return for_rows(args, threads, 0, [&](std::int64_t row, int) {
+    for (std::int64_t at = args.starts[row]; at < args.starts[row + 1]; ++at)
+      dot(embedding(row), embedding(args.members[at]), args.width, args.out_weights + at);
   });
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mgran_fast.metrics.distances import Numbers, as_tensor, finish, pairwise, rows_per_chunk
+from mgran_fast.metrics.distances import Numbers, as_tensor, finish, pairwise, product, rows_per_chunk
 from mgran_fast.ops import backend, rows
 from mgran_fast.ops.launch import launch
 from mgran_fast.reference import rerank as reference
@@ -24,8 +24,6 @@ from mgran_fast.reference import rerank as reference
 K1, K2, WEIGHT = 20, 6, 0.3
 
 _CPU = torch.device("cpu")
-# Numbers of embeddings that are gathered at once, for distances of single pairs.
-_GATHERED = 2**24
 
 
 @torch.no_grad()
@@ -95,14 +93,15 @@ class _Pictures:
     """Queries, then the gallery, and the distances between all of them.
 
     Attributes:
-        rows: (start, stop) -> float32 [stop - start, n], new; on any device.
-        some: (i, j), both int64 [M] -> float32 [M] on the CPU: the distances of these pairs.
+        block: (start, stop) -> [stop - start, n], new; on any device.
+        pairs: the module, starts int64 [n + 1], members int32 [M], and of each of these its picture, int64 [M] ->
+            float32 [M] on the CPU: the distances of the pictures and their members.
     """
 
     queries: int
     count: int
     block: Callable[[int, int], torch.Tensor]
-    some: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    pairs: Callable[[ModuleType, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
     def spans(self, chunk: int | None) -> Iterator[tuple[int, int]]:
         """None of them holds queries and gallery entries at once."""
@@ -124,20 +123,32 @@ class _Pictures:
 
 
 def _embedded(query: Numbers, gallery: Numbers, metric: str) -> _Pictures:
-    # Checked as the two that they are, for the words of errors.
-    pairwise(query, gallery, metric, names=("query", "gallery"))
-    parts = [as_tensor(side, name) for side, name in ((query, "query"), (gallery, "gallery"))]
-    everything = torch.cat([part.float() for part in parts])
-    pairs = pairwise(everything, everything, metric)
-    assert pairs.row_terms is not None
-    held, own = everything.cpu(), pairs.row_terms.cpu()
+    names = ("query", "gallery")
+    # What is no floating point number stays what it is, for the words of errors.
+    given = [as_tensor(side, name) for side, name in zip((query, gallery), names, strict=True)]
+    sides = [side.float().contiguous() if side.is_floating_point() else side for side in given]
+    checked = pairwise(sides[0], sides[1], metric, names=names)
+    assert checked.row_terms is not None
+    assert checked.column_terms is not None
+    terms = torch.cat([checked.row_terms, checked.column_terms])
+    q, n = len(sides[0]), len(terms)
 
-    def some(i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        step = max(1, _GATHERED // max(1, held.shape[1]))
-        dots = [(held[a] * held[b]).sum(dim=1) for a, b in zip(i.split(step), j.split(step), strict=True)]
-        return finish(metric, torch.cat(dots), own[i], own[j])
+    def block(start: int, stop: int) -> torch.Tensor:
+        rows = sides[0][start:stop] if start < q else sides[1][start - q : stop - q]
+        found = rows.new_empty(len(rows), n)
+        product(rows, sides[0], found[:, :q])
+        product(rows, sides[1], found[:, q:])
+        return finish(metric, found, terms[start:stop, None], terms)
 
-    return _Pictures(len(parts[0]), len(everything), pairs.rows, some)
+    def pairs(module: ModuleType, starts: torch.Tensor, members: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        products, each = torch.empty(len(members)), terms.cpu()
+        _run(
+            module, "pairs", values=sides[0].cpu(), gallery=sides[1].cpu(), starts=starts, members=members,
+            out_weights=products, rows=n, width=sides[0].shape[1], queries=q,
+        )  # fmt: skip
+        return finish(metric, products, each[own], each[members.long()])
+
+    return _Pictures(q, n, block, pairs)
 
 
 def _given(distances: tuple[Numbers, Numbers, Numbers]) -> _Pictures:
@@ -165,8 +176,8 @@ def _given(distances: tuple[Numbers, Numbers, Numbers]) -> _Pictures:
             return torch.cat([queries[start:stop], between[start:stop]], dim=1)
         return torch.cat([between[:, start - q : stop - q].T, galleries[start - q : stop - q]], dim=1)
 
-    def some(i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        found = torch.empty(len(i))
+    def pairs(module: ModuleType, starts: torch.Tensor, members: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        j, found = members.long(), torch.empty(len(i))
         for of_query, to_query in ((True, True), (True, False), (False, True), (False, False)):
             at = (((i < q) == of_query) & ((j < q) == to_query)).nonzero()[:, 0]
             a, b = i[at] - (0 if of_query else q), j[at] - (0 if to_query else q)
@@ -177,7 +188,7 @@ def _given(distances: tuple[Numbers, Numbers, Numbers]) -> _Pictures:
             found[at] = values.float().cpu()
         return found
 
-    return _Pictures(q, q + g, block, some)
+    return _Pictures(q, q + g, block, pairs)
 
 
 def _sparse(
@@ -200,7 +211,7 @@ def _sparse(
     largest = torch.where(largest > 0, largest, 1)
     starts, members = _expand(module, neighbours, min(round(k1 / 2) + 1, k))
     own = torch.repeat_interleave(torch.arange(n), starts.diff())
-    weights = torch.exp(-(pictures.some(own, members.long()) / largest[own]).square())
+    weights = torch.exp(-(pictures.pairs(module, starts, members, own) / largest[own]).square())
     weights /= torch.zeros(n).index_add_(0, own, weights)[own]
     if k2 > 1:
         starts, members, weights = _mean(module, neighbours, min(k2, n), starts, members, weights)
@@ -278,8 +289,8 @@ def _starts(counts: torch.Tensor) -> torch.Tensor:
 
 def _run(module: ModuleType, step: str, **arguments: Any) -> None:
     tensors = (
-        "values", "neighbours", "largest", "starts", "members", "weights", "counts", "out_members", "out_starts",
-        "out_weights", "column_starts", "column_rows", "column_weights", "out",
+        "values", "gallery", "neighbours", "largest", "starts", "members", "weights", "counts", "out_members",
+        "out_starts", "out_weights", "column_starts", "column_rows", "column_weights", "out",
     )  # fmt: skip
-    numbers = ("rows", "width", "columns", "k", "few", "capacity")
+    numbers = ("rows", "width", "columns", "queries", "k", "few", "capacity")
     launch(module, f"rerank_{step}", _CPU, **{**dict.fromkeys(tensors), **dict.fromkeys(numbers, 0), **arguments})

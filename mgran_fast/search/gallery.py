@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mgran_fast.metrics.distances import METRICS, Numbers, as_tensor, finish, pairwise, product, terms
+from mgran_fast.metrics.distances import METRICS, Numbers, as_tensor, finish, terms
 from mgran_fast.search.approximate import InvertedFile
 from mgran_fast.search.columns import Labels, Moment, Moments, Rows, Texts, Times, moment, moments, texts_of
 from mgran_fast.search.found import Entry, Found
-from mgran_fast.search.nearest import nearest
+from mgran_fast.search.nearest import Embeddings, nearest
 
 #: Lists that an approximate search looks at, and how many candidates it compares for each that is wanted.
 PROBES, CANDIDATES = 16, 4
@@ -61,7 +61,7 @@ class Gallery:
         self._places: dict[str, int] = {}
         self._persons, self._cameras, self._times = Texts(), Texts(), Times()
         self._vectors: Rows | None = None
-        self._terms: Rows | None = None
+        self._terms = Rows(torch.zeros(0, device=self.device))
         self._visible: Rows | None = None
         self._index: InvertedFile | None = None
 
@@ -168,8 +168,8 @@ class Gallery:
         except ValueError as error:
             bad = next(i for i, row in enumerate(vectors) if not bool(row.square().sum().isfinite()))
             raise ValueError(f"{error} ({texts[bad]!r}); nothing was added") from None
-        if self._vectors is None or self._terms is None:
-            self._vectors, self._terms = Rows(vectors[:0]), Rows(own[:0])
+        if self._vectors is None:
+            self._vectors = Rows(vectors[:0])
         if seen is not None and self._visible is None:
             self._visible = Rows(seen.new_zeros(0, seen.shape[1]))
         old = [i for i, name in enumerate(texts) if name in self._places]
@@ -267,7 +267,8 @@ class Gallery:
                 raise ValueError("approximate and visible: an index compares whole embeddings; take one of the two")
             distance, index = self._approximate(asked, own, k, probes, places)
         else:
-            distance, index = self._exact(asked, own, seen, k, places)
+            held = Embeddings(self.embeddings, self._terms.values, None if seen is None else self.visible)
+            distance, index = nearest(Embeddings(asked, own, seen), held, self.metric, k, places)
         found, far = index.numpy(), distance.double().numpy()
         entries = tuple(
             tuple(self._entry(int(place), float(away)) for place, away in zip(row, aways, strict=True) if place >= 0)
@@ -321,7 +322,7 @@ class Gallery:
                 f"{name} has {vectors.shape[1]} numbers a row and the gallery {self.width}: they must come from the "
                 "same model"
             )
-        return vectors.to(self.device, torch.float32)
+        return vectors.to(self.device, torch.float32).contiguous()
 
     def _seen(self, visible: Numbers | None, count: int, name: str) -> torch.Tensor | None:
         if visible is None:
@@ -368,24 +369,10 @@ class Gallery:
             allowed &= self._times.between(since, until)
         return torch.from_numpy(np.flatnonzero(allowed))
 
-    def _exact(
-        self, query: torch.Tensor, own: torch.Tensor, seen: torch.Tensor | None, k: int, places: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        vectors, lengths, visible = self.embeddings, self._terms, self.visible
-
-        def compare(some: slice | torch.Tensor) -> torch.Tensor:
-            some = some.to(self.device) if isinstance(some, torch.Tensor) else some
-            if seen is not None and visible is not None:
-                return pairwise(query, vectors[some], self.metric, seen, visible[some]).rows(0, len(query))
-            assert lengths is not None
-            return finish(self.metric, product(query, vectors[some]), own[:, None], lengths.values[some])
-
-        return nearest(compare, len(query), query.shape[1], k, places, len(self))
-
     def _approximate(
         self, query: torch.Tensor, own: torch.Tensor, k: int, probes: int, places: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._index is None or self._terms is None:
+        if self._index is None:
             raise ValueError("there is no index: call index() first; after a removal or a replacement, again")
         candidates = self._index.candidates(query, min(CANDIDATES * k, len(self)), probes, places)
         # By place, so that a stable sort leaves the one that was added first in front.

@@ -188,6 +188,24 @@ Shots = _struct(
     is_double=_i32,
     metric=_i32,
 )
+Search = _struct(
+    "Search",
+    query=_pointer,
+    entries=_pointer,
+    places=_pointer,
+    values=_pointer,
+    query_terms=_pointer,
+    gallery_terms=_pointer,
+    distance=_pointer,
+    index=_pointer,
+    queries=_i64,
+    gallery=_i64,
+    width=_i64,
+    held=_i64,
+    begin=_i64,
+    k=_i32,
+    metric=_i32,
+)
 Rerank = _struct(
     "Rerank",
     values=_pointer,
@@ -226,6 +244,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "rerank_expand": Rerank,
     "rerank_mean": Rerank,
     "rerank_jaccard": Rerank,
+    "search_products": Search,
+    "search_first": Search,
     "shots": Shots,
     "rows_gather": Rows,
     "rows_total": Rows,

@@ -21,6 +21,7 @@ from abi import OK, Buffer
 
 CUDA_OPS = ("crops", "regions", "inputs", "align")
 ROWS_OPS = ("rows_gather", "rows_total", "rows_invert")
+SEARCH_OPS = ("search_products", "search_first")
 RERANK_OPS = ("rerank_nearest", "rerank_expand", "rerank_mean", "rerank_jaccard")
 CPU_OPS = (
     *CUDA_OPS,
@@ -31,6 +32,7 @@ CPU_OPS = (
     "ranking",
     "shots",
     *RERANK_OPS,
+    *SEARCH_OPS,
     *ROWS_OPS,
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -134,6 +136,7 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
     import cases_ranking
     import cases_rerank
     import cases_rows
+    import cases_search
     import cases_shots
 
     makers: dict[str, Callable[[], Iterator[Case]]] = {
@@ -151,6 +154,8 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
         "rerank_expand": cases_rerank.expand_cases,
         "rerank_mean": cases_rerank.mean_cases,
         "rerank_jaccard": cases_rerank.jaccard_cases,
+        "search_products": cases_search.products_cases,
+        "search_first": cases_search.first_cases,
         "rows_gather": cases_rows.gather_cases,
         "rows_total": cases_rows.total_cases,
         "rows_invert": cases_rows.invert_cases,

@@ -39,8 +39,13 @@ def wanted(distances: torch.Tensor, allowed: np.ndarray, k: int) -> list[list[in
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("block", [1, 7 * 24, 2**24])
-def test_the_nearest_are_those_of_all_distances(metric: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [0, 8])
+@pytest.mark.usefixtures("implementation")
+def test_the_nearest_are_those_of_all_distances(
+    metric: str, block: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(blocks, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "_FEW", few)
     gallery, query = filled(metric=metric), vectors(6, seed=1)
     distances = (euclidean if metric == "euclidean" else cosine)(query, vectors(40))
     found = gallery.search(query, k=9)
@@ -51,7 +56,10 @@ def test_the_nearest_are_those_of_all_distances(metric: str, block: int, monkeyp
     assert one.index.tolist() == found.index[2:3].tolist()
 
 
-def test_filters() -> None:
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("few", [0, 8])
+def test_filters(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_FEW", few)
     gallery, query = filled(), vectors(3, seed=2)
     distances = euclidean(query, vectors(40))
     i = np.arange(40)
@@ -92,8 +100,11 @@ def test_entries_tell_what_is_known() -> None:
     assert ("e8" in gallery, "e40" in gallery, len(gallery)) == (True, False, 40)
 
 
-def test_ties_go_to_the_one_that_was_added_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("few", [0, 8])
+def test_ties_go_to_the_one_that_was_added_first(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_BLOCK", 4 * 3)
+    monkeypatch.setattr(blocks, "_FEW", few)
     gallery = Gallery()
     gallery.add(torch.tensor([[1.0, 0, 0], [2.0, 0, 0]]).repeat(10, 1), [str(i) for i in range(20)])
     found = gallery.search(torch.tensor([1.0, 0, 0]), k=12)
