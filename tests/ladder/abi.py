@@ -209,6 +209,7 @@ Search = _struct(
 Rerank = _struct(
     "Rerank",
     values=_pointer,
+    gallery=_pointer,
     neighbours=_pointer,
     largest=_pointer,
     starts=_pointer,
@@ -225,6 +226,7 @@ Rerank = _struct(
     rows=_i64,
     width=_i64,
     columns=_i64,
+    queries=_i64,
     k=_i32,
     few=_i32,
     capacity=_i32,
@@ -242,6 +244,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "ranking": Ranking,
     "rerank_nearest": Rerank,
     "rerank_expand": Rerank,
+    "rerank_pairs": Rerank,
     "rerank_mean": Rerank,
     "rerank_jaccard": Rerank,
     "search_products": Search,

@@ -22,7 +22,7 @@ from abi import OK, Buffer
 CUDA_OPS = ("crops", "regions", "inputs", "align")
 ROWS_OPS = ("rows_gather", "rows_total", "rows_invert")
 SEARCH_OPS = ("search_products", "search_first")
-RERANK_OPS = ("rerank_nearest", "rerank_expand", "rerank_mean", "rerank_jaccard")
+RERANK_OPS = ("rerank_nearest", "rerank_expand", "rerank_pairs", "rerank_mean", "rerank_jaccard")
 CPU_OPS = (
     *CUDA_OPS,
     "pooling",
@@ -152,6 +152,7 @@ def cases(op: str, device: str = "cuda", heavy: bool = True) -> tuple[Case, ...]
         "shots": cases_shots.shots_cases,
         "rerank_nearest": cases_rerank.nearest_cases,
         "rerank_expand": cases_rerank.expand_cases,
+        "rerank_pairs": cases_rerank.pairs_cases,
         "rerank_mean": cases_rerank.mean_cases,
         "rerank_jaccard": cases_rerank.jaccard_cases,
         "search_products": cases_search.products_cases,

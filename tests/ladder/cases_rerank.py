@@ -1,4 +1,4 @@
-"""Cases of re-ranking's four steps on the CPU, to the bit: small problems, ties, and lists that lead nowhere."""
+"""Cases of re-ranking's five steps on the CPU, to the bit: small problems, ties, and lists that lead nowhere."""
 
 from __future__ import annotations
 
@@ -65,6 +65,34 @@ def expand_cases() -> Iterator[Case]:
         ("too little room", {"capacity": 3}),
     ):
         yield Case(name, "rerank_expand", {**good, **changes}, {}, status=UNSUPPORTED)
+
+
+def pairs_cases() -> Iterator[Case]:
+    # name, queries, gallery entries, width
+    for name, q, g, width in (("one", 0, 1, 1), ("no gallery", 3, 0, 5), ("a rest", 4, 9, 37), ("wide", 7, 30, 192)):
+        generator = np.random.default_rng(seed_of(name))
+        # Small whole numbers have exact products.
+        values = generator.integers(-3, 4, (q + g, width)).astype(np.float32)
+        starts, members, _ = _vectors(name, q + g, q + g)
+        own = np.repeat(np.arange(q + g), np.diff(starts))
+        arguments = {
+            "values": Buffer(values[:q], "in", 4),
+            "gallery": Buffer(values[q:], "in", 8),
+            "starts": Buffer(starts),
+            "members": Buffer(members, "in", 4),
+            "out_weights": garbage(len(members), np.float32, 9, "out", 4),
+            "rows": q + g,
+            "width": width,
+            "queries": q,
+        }
+        yield _case(name, "rerank_pairs", arguments, {"out_weights": (values[own] * values[members]).sum(axis=1)})
+    for label, changes in (
+        ("a member too far", {"members": Buffer(np.full(len(members), q + g, np.int32))}),
+        ("more queries than pictures", {"queries": q + g + 1}),
+        ("starts fall", {"starts": Buffer(np.where(np.arange(q + g + 1) == 1, starts[-1], starts))}),
+    ):
+        fresh = {"out_weights": garbage(len(members), np.float32, 9, "out", 4)}
+        yield Case(label, "rerank_pairs", {**arguments, **fresh, **changes}, {}, status=UNSUPPORTED)
 
 
 def mean_cases() -> Iterator[Case]:

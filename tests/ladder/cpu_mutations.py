@@ -312,6 +312,13 @@ CPU_MUTATIONS = (
         ("cpu", "cpu-asan"),
     ),
     Mutation(
+        "cpu-rerank-the-gallery-begins-late",
+        f"{_CPU}/rerank.cpp",
+        "row < args.queries ?",
+        "row <= args.queries ?",
+        ("cpu", "cpu-asan"),
+    ),
+    Mutation(
         "cpu-search-ties-go-to-the-later",
         f"{_CPU}/search.cpp",
         "if (!(far[i] < best.front().first)) continue;",
