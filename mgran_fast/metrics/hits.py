@@ -71,6 +71,16 @@ def sorted_where(mask: torch.Tensor, distance: torch.Tensor) -> tuple[torch.Tens
     return values, columns.gather(1, by_distance), counts
 
 
+def first_of(distance: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first k of each row by distance and then column: values and columns, int64; fewer where a row is shorter.
+
+    Of several at one distance topk takes any. So it only tells how far the k-th is; all up to there are put in order.
+    """
+    last = distance.topk(min(k, distance.shape[1]), dim=1, largest=False).values[:, -1:]
+    values, columns, _ = sorted_where(distance <= last, distance)
+    return values[:, :k], columns[:, :k]
+
+
 def hit_ranks(
     distance: torch.Tensor, right: torch.Tensor, junk: torch.Tensor, ties: str
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mgran_fast.metrics.distances import Numbers, as_tensor, finish, pairwise, product, rows_per_chunk
+from mgran_fast.metrics.hits import first_of
 from mgran_fast.ops import backend, rows
 from mgran_fast.ops.launch import launch
 from mgran_fast.reference import rerank as reference
@@ -200,9 +201,12 @@ def _sparse(
     # The queries' distances to the gallery are wanted again at the end: they wait where the result will be.
     out = torch.empty((q, n - q))
     for start, stop in pictures.spans(chunk):
-        values = pictures.rows(start, stop).cpu()
+        values = pictures.rows(start, stop)
         if start < q:
             out[start:stop] = values[:, q:]
+        if values.device.type != "cpu":
+            neighbours[start:stop], largest[start:stop] = nearest_of(values, k)
+            continue
         _run(
             module, "nearest", values=values, neighbours=neighbours[start:stop], largest=largest[start:stop],
             rows=stop - start, width=n, k=k,
@@ -219,6 +223,15 @@ def _sparse(
     for span, jaccard in _jaccard(module, q, starts, members, weights, chunk):
         out[span].add_(jaccard, alpha=1 - weight)
     return out
+
+
+def nearest_of(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the kernel's first step does, in plain torch on any device.
+
+    Of distances [n, M] the columns of the k least in each row, int64 [n, k], the least first and of two at one distance
+    the lower column, and the largest of each row [n].
+    """
+    return first_of(values, k)[1], values.amax(dim=1)
 
 
 def _expand(module: ModuleType, neighbours: torch.Tensor, few: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 from mgran_fast.metrics.distances import METRICS, finish, pairwise, product, rows_per_chunk
-from mgran_fast.metrics.hits import sorted_where
+from mgran_fast.metrics.hits import first_of
 from mgran_fast.ops import backend
 from mgran_fast.ops.launch import launch
 
@@ -118,7 +118,7 @@ def _plain(
     where = torch.zeros((queries, 0), dtype=torch.int64)
     for start, stop in _spans(count, min(rows_per_chunk(None, max(1, queries)), _BLOCK // max(1, width))):
         distances = compare(slice(start, stop) if places is None else places[start:stop])
-        near, columns = _first(distances, k)
+        near, columns = first_of(distances, k)
         near, columns = near.cpu(), columns.cpu()
         columns = columns + start if places is None else places[start + columns]
         columns = columns.masked_fill(near.isinf(), -1)
@@ -129,14 +129,6 @@ def _plain(
     short = k - best.shape[1]
     pad = torch.nn.functional.pad
     return pad(best, (0, short), value=torch.inf), pad(where, (0, short), value=-1)
-
-
-def _first(distances: torch.Tensor, k: int) -> Nearest:
-    """The first k of each row by distance and then column: values and columns; fewer columns where there are fewer."""
-    # topk breaks ties as it likes: it tells how far the k-th is, and all up to there are put in order.
-    last = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values[:, -1:]
-    values, columns, _ = sorted_where(distances <= last, distances)
-    return values[:, :k], columns[:, :k]
 
 
 def _spans(count: int, step: int) -> Iterator[tuple[int, int]]:

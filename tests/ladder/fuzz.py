@@ -1,7 +1,7 @@
 """Rung "fuzz": ``python tests/ladder/fuzz.py``: the ops' boundary under AddressSanitizer.
 
-tests/ops/test_fuzz.py, and the tests of what computes windows, run with an extension that is built with
-AddressSanitizer and UndefinedBehaviorSanitizer.
+tests/ops/test_fuzz.py, the tests of what computes windows, and those of what ranks run with an extension that is built
+with AddressSanitizer and UndefinedBehaviorSanitizer.
 Then bugs are injected: the sanitizer must end the process on each.
 """
 
@@ -26,6 +26,13 @@ TESTS = (
     "tests/ops/test_conv.py",
     *(f"{_WINDOWS}[resnet18-1-size3-dtype{dtype}]" for dtype in range(3)),
 )
+# What ranks, from Python: random problems, odd sizes, places that lead nowhere. No bug is injected there.
+RANKING = (
+    "tests/metrics/test_random_problems.py::test_rank_equals_the_reference[native-0]",
+    "tests/metrics/test_ranking_kernel.py",
+    "tests/metrics/test_rerank.py",
+    "tests/search/test_nearest.py",
+)
 
 
 def run(mutation: Mutation | None) -> tuple[bool, bool, str]:
@@ -38,7 +45,8 @@ def run(mutation: Mutation | None) -> tuple[bool, bool, str]:
         "PYTHONMALLOC": "malloc",
     }
     with tempfile.TemporaryDirectory() as scratch:
-        done = run_tests(package(Path(scratch) / "tree", mutation, "asan"), TESTS, environment)
+        tests = TESTS if mutation else (*TESTS, *RANKING)
+        done = run_tests(package(Path(scratch) / "tree", mutation, "asan"), tests, environment)
     text = done.stdout + done.stderr
     words = re.search(r"(ERROR: AddressSanitizer: [^\n(]*|\S+ runtime error: [^\n]*)", text)
     if words:

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from mgran_fast.metrics import cosine, euclidean, rank, rerank
+from mgran_fast.metrics.rerank import _run, nearest_of
+from mgran_fast.ops.backend import native
 from mgran_fast.reference import rerank as reference
 
 
@@ -137,3 +139,33 @@ def test_distances_of_embeddings_are_those_of_euclidean() -> None:
     query, gallery = embeddings(10, 60, seed=4)
     given = euclidean(query, query), euclidean(query, gallery), euclidean(gallery, gallery)
     torch.testing.assert_close(rerank(query, gallery), rerank(distances=given), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [2, 9, 10**6])
+def test_neighbours_in_plain_torch_are_those_of_the_kernel(levels: int) -> None:
+    """What finds them on a GPU."""
+    values = torch.randint(0, levels, (7, 60), generator=torch.Generator().manual_seed(0)).float()
+    columns, largest = nearest_of(values, 21)
+    assert columns.tolist() == [row.argsort(stable=True)[:21].tolist() for row in values]
+    assert torch.equal(largest, values.max(dim=1).values)
+    module = native("rerank_nearest", "cpu")
+    if module is not None:
+        neighbours, most = torch.empty((7, 21), dtype=torch.int32), torch.empty(7)
+        _run(module, "nearest", values=values, neighbours=neighbours, largest=most, rows=7, width=60, k=21)
+        assert torch.equal(neighbours.long(), columns)
+        assert torch.equal(most, largest)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("width", [3, 31, 32, 100, 2048])
+def test_embeddings_of_any_width(metric: str, width: int) -> None:
+    query, gallery = embeddings(9, 40, width)
+    compare = euclidean if metric == "euclidean" else cosine
+    between = (compare(query.double(), query.double()), compare(query.double(), gallery.double()))
+    want = reference.rerank(*between, compare(gallery.double(), gallery.double()), 6, 3, 0.3)
+    assert rerank(query, gallery, k1=6, k2=3, metric=metric).numpy() == pytest.approx(want.numpy(), abs=2e-4)
+    # Parts of other tensors, in other precisions, lie otherwise in memory.
+    wide = torch.zeros(9, 2 * width, dtype=torch.float64)
+    wide[:, ::2] = query
+    found = rerank(wide[:, ::2], gallery, k1=6, k2=3, metric=metric)
+    assert found.numpy() == pytest.approx(want.numpy(), abs=2e-4)
