@@ -3,8 +3,8 @@
     python benchmarks/large.py --record benchmarks/results/large.json
 
 Each way is a process of its own, which tells how long it took, how much memory it took beyond its input, and its peak
-with the input. Embeddings lie about a centre for each of 3,060 people, by 15 cameras. It takes minutes and, for distances
-in a file, 4 GB of disk. Linux alone: peaks are read from /proc.
+with the input. Embeddings lie about a centre for each of 3,060 people, by 15 cameras. It takes minutes and, for a file of
+distances, 4 GB of disk. Linux alone: peaks are read from /proc.
 """
 
 from __future__ import annotations

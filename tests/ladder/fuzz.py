@@ -29,7 +29,6 @@ TESTS = (
 # What ranks, from Python: random problems, odd sizes, places that lead nowhere. No bug is injected there.
 RANKING = (
     "tests/metrics/test_random_problems.py::test_rank_equals_the_reference[native-0]",
-    "tests/metrics/test_ranking_kernel.py",
     "tests/metrics/test_rerank.py",
     "tests/search/test_nearest.py",
 )
