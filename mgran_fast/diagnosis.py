@@ -14,7 +14,7 @@ from mgran_fast.ops import backend
 #: Ops, and the devices that have an implementation of their own: what an engine calls runs on one kind alone.
 OPS = {
     **dict.fromkeys(("crops", "regions", "inputs", "align", "pooling"), ("cpu", "cuda")),
-    **dict.fromkeys(("conv", "network"), ("cpu",)),
+    **dict.fromkeys(("conv", "network", "ranking", "shots"), ("cpu",)),
     **dict.fromkeys(("pointwise", "stem"), ("cuda",)),
 }
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pytorch-lightning", "pytorch-metric-learning")
