@@ -3,7 +3,7 @@
     python benchmarks/large.py --record benchmarks/results/large.json
 
 Each way is a process of its own, which tells how long it took, and how much memory it took beyond its input and with
-it: what is its own, not pages of files, looked at every few milliseconds. Embeddings lie about a centre for each of 3,060
+it: its own, not pages of files, looked at every few milliseconds. Embeddings lie about a centre for each of 3,060
 people, by 15 cameras. It takes minutes and, for a file of distances, 4 GB of disk. Linux alone.
 """
 

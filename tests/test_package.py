@@ -90,7 +90,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer["backend"] == "auto"
     assert answer["packages"]["torch"] == metadata.version("torch")
     assert answer["devices"][0].startswith("cpu (")
-    ops = {"crops", "regions", "inputs", "align", "pooling", "conv", "network"}
+    ops = {"crops", "regions", "inputs", "align", "pooling", "conv", "network", "ranking", "shots"}
     assert answer["ops"].keys() == ops | ({"pointwise", "stem"} if torch.cuda.is_available() else set())
     for choices in answer["ops"].values():
         assert all(choice == "native" or choice.startswith("reference: ") for choice in choices.values())
