@@ -24,7 +24,9 @@ from mgran_fast.model import MGRAN
 from mgran_fast.mra import Estimate
 
 Cli = Callable[..., Any]
-COMMANDS = ("train", "train-mra", "evaluate", "export", "masks", "demo", "doctor", "cost", "reproduce", "ablate", "search")
+COMMANDS = (
+    "train", "train-mra", "evaluate", "export", "masks", "demo", "doctor", "cost", "reproduce", "ablate", "search",
+)  # fmt: skip
 
 
 def plain(text: str) -> str:
