@@ -146,11 +146,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             )
     target = config.getoption("--record")
     if target:
-        record = {"machine": _machine(), "results": rows}
+        record = {"machine": machine(), "results": rows}
         Path(target).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What a record says of where it was made."""
     module = backend.extension()
     return {
         "processor": _processor(),

@@ -23,6 +23,8 @@ Rows: TypeAlias = Callable[[int, int], torch.Tensor]
 METRICS = ("euclidean", "cosine")
 #: How many distances are worked on at once when no ``chunk`` is given.
 CHUNK_DISTANCES = 2**23
+#: Of products so many rows at least: 90 rows of a large gallery take half as long again for each.
+PRODUCT_ROWS = 384
 # Columns of one product on a CPU: a chunk's few rows by a whole gallery at once take half as long again.
 _COLUMNS = 768
 
@@ -93,10 +95,13 @@ def as_tensor(values: Numbers, name: str) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def rows_per_chunk(chunk: int | None, columns: int) -> int:
-    """The number of rows to work on at once. Raises ValueError for a ``chunk`` under 1."""
+def rows_per_chunk(chunk: int | None, columns: int, least: int = 1) -> int:
+    """The number of rows to work on at once: ``chunk``, by default ``least`` or more.
+
+    Raises ValueError for a ``chunk`` under 1.
+    """
     if chunk is None:
-        return max(1, CHUNK_DISTANCES // max(1, columns))
+        return max(least, CHUNK_DISTANCES // max(1, columns))
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 row, not {chunk}")
     return int(chunk)
@@ -165,7 +170,7 @@ def euclidean(a: Numbers, b: Numbers, *, chunk: int | None = None) -> torch.Tens
     Args:
         a: floating point [N, D], tensor or array, of any length.
         b: floating point [M, D], on the same device.
-        chunk: rows of ``a`` per step; by default about 8 million distances. Besides the
+        chunk: rows of ``a`` per step; by default about 8 million distances, but at least 384 rows. Besides the
             result it takes a float copy of ``chunk`` rows of ``a``, and of ``b`` where the dtypes differ.
 
     Returns:
@@ -224,7 +229,7 @@ def visible(
 @torch.no_grad()
 def _fill(pairs: Pairs, chunk: int | None) -> torch.Tensor:
     n, m = pairs.shape
-    step = rows_per_chunk(chunk, m)
+    step = rows_per_chunk(chunk, m, PRODUCT_ROWS)
     if n <= step:
         return pairs.rows(0, n)
     first = pairs.rows(0, step)
@@ -267,8 +272,11 @@ def _parts(features: torch.Tensor, visibility: Numbers, name: str) -> tuple[torc
 def _squares(features: torch.Tensor, name: str) -> torch.Tensor:
     """The squared length of each row, at least float32. Raises ValueError for a row that has none."""
     dtype = torch.promote_types(features.dtype, torch.float32)
-    # Not the square of a norm, which rounds twice. In blocks, to hold no second copy of a gallery.
-    squares = torch.cat([block.to(dtype).square().sum(dim=1) for block in torch.split(features, 2**11)])
+    squares = torch.empty(len(features), dtype=dtype, device=features.device)
+    # Not the square of a norm, which rounds twice. In blocks, to hold no second copy of a gallery; and nothing is
+    # allocated beside a block, or the C library would not use its memory for the next one.
+    for block, out in zip(features.split(2**8), squares.split(2**8), strict=True):
+        torch.sum(block.to(dtype).square(), dim=1, out=out)
     bad = ~squares.isfinite()
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])

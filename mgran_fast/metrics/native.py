@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mgran_fast.metrics.distances import PRODUCT_ROWS
 from mgran_fast.metrics.problem import Problem, nan_between
 from mgran_fast.ops import backend
 from mgran_fast.ops.launch import launch
@@ -46,7 +47,7 @@ def run(
         "query_terms": pairs.row_terms,
         "query_cameras": problem.query_cameras,
     }
-    for start, stop in problem.spans(chunk):
+    for start, stop in problem.spans(chunk, 1 if pairs.kind == "distances" else PRODUCT_ROWS):
         values = pairs.values(start, stop)
         launch(
             module, op, values.device, values=values, gallery_terms=pairs.column_terms,
@@ -54,6 +55,7 @@ def run(
             is_double=values.dtype == torch.float64, metric=_KINDS.index(pairs.kind),
             **{name: None if one is None else one[start:stop] for name, one in rows.items()}, **arguments,
         )  # fmt: skip
+        del values  # before the next ones are there
         wrong = (bad[start:stop] >= 0).nonzero()
         if len(wrong):
             query = start + int(wrong[0, 0])

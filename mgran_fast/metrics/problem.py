@@ -88,10 +88,10 @@ class Problem:
         """Q, G."""
         return self.pairs.shape
 
-    def spans(self, chunk: int | None) -> Iterator[tuple[int, int]]:
-        """Where the chunks of queries begin and end."""
+    def spans(self, chunk: int | None, least: int = 1) -> Iterator[tuple[int, int]]:
+        """Where the chunks of queries begin and end; their size is that of ``rows_per_chunk``."""
         q, g = self.shape
-        step = rows_per_chunk(chunk, g)
+        step = rows_per_chunk(chunk, g, least)
         return ((start, min(start + step, q)) for start in range(0, q, step))
 
     def chunks(self, chunk: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -126,10 +126,10 @@ def rank(
 
     Works on ``chunk`` queries at a time and never holds the whole distance matrix, unless it is given one. On a CPU it
     takes, besides what it is given, one row of the gallery for each thread, and with embeddings the distances of a
-    chunk: 4 * chunk * G bytes, 34 MB by default. (Plain torch, on a GPU or without the extension: 20 * chunk * G, and
-    up to 100 where most of the gallery matches a query or is at the same distance.) Given distances, the result does
-    not depend on ``chunk`` or on the device; given embeddings, products of another shape may differ in the last bit,
-    and two entries that are equally far up to rounding may change places.
+    chunk: 4 * chunk * G bytes, by default 34 MB, or 384 queries where that is more. (Plain torch, on a GPU or without
+    the extension: 20 * chunk * G, and up to 100 where most of the gallery matches a query or is at the same distance.)
+    Given distances, the result does not depend on ``chunk`` or on the device; given embeddings, products of another
+    shape may differ in the last bit, and two entries that are equally far up to rounding may change places.
 
     Args:
         query: floating point [Q, D], tensor or array; with visibility [Q, P, D] or [Q, P * D].

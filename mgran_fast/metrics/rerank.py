@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mgran_fast.metrics.distances import Numbers, as_tensor, finish, pairwise, product, rows_per_chunk
+from mgran_fast.metrics.distances import PRODUCT_ROWS, Numbers, as_tensor, finish, pairwise, product, rows_per_chunk
 from mgran_fast.metrics.hits import first_of
 from mgran_fast.ops import backend, rows
 from mgran_fast.ops.launch import launch
@@ -53,7 +53,7 @@ def rerank(
         k2: over how many neighbours, itself counted, the vectors are averaged; 1 leaves them as they are.
         weight: of the original distance, from 0 to 1.
         metric: "euclidean" or "cosine", of the embeddings.
-        chunk: pictures per step; by default about 8 million distances.
+        chunk: pictures per step; by default about 8 million distances, of embeddings at least 384 pictures.
 
     Returns:
         float32 [Q, G], from 0 to 1, on the CPU.
@@ -97,24 +97,26 @@ class _Pictures:
         block: (start, stop) -> [stop - start, n], new; on any device.
         pairs: the module, starts int64 [n + 1], members int32 [M], and of each of these its picture, int64 [M] ->
             float32 [M] on the CPU: the distances of the pictures and their members.
+        least: rows of a block, unless somebody asks for fewer.
     """
 
     queries: int
     count: int
     block: Callable[[int, int], torch.Tensor]
     pairs: Callable[[ModuleType, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    least: int = 1
 
     def spans(self, chunk: int | None) -> Iterator[tuple[int, int]]:
         """None of them holds queries and gallery entries at once."""
-        step = rows_per_chunk(chunk, self.count)
+        step = rows_per_chunk(chunk, self.count, self.least)
         for begin, end in ((0, self.queries), (self.queries, self.count)):
             for start in range(begin, end, step):
                 yield start, min(start + step, end)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         found = self.block(start, stop).float().contiguous()
-        # NaN is neither.
-        if not bool((found >= 0).all()):
+        # The least of some is NaN where one of them is.
+        if not float(found.min()) >= 0:
             row, column = (~(found >= 0)).nonzero()[0].tolist()
             raise ValueError(
                 f"distances must be at least 0, not {float(found[row, column])} between pictures {start + row} and "
@@ -149,7 +151,7 @@ def _embedded(query: Numbers, gallery: Numbers, metric: str) -> _Pictures:
         )  # fmt: skip
         return finish(metric, products, each[own], each[members.long()])
 
-    return _Pictures(q, n, block, pairs)
+    return _Pictures(q, n, block, pairs, PRODUCT_ROWS)
 
 
 def _given(distances: tuple[Numbers, Numbers, Numbers]) -> _Pictures:
@@ -206,11 +208,12 @@ def _sparse(
             out[start:stop] = values[:, q:]
         if values.device.type != "cpu":
             neighbours[start:stop], largest[start:stop] = nearest_of(values, k)
-            continue
-        _run(
-            module, "nearest", values=values, neighbours=neighbours[start:stop], largest=largest[start:stop],
-            rows=stop - start, width=n, k=k,
-        )  # fmt: skip
+        else:
+            _run(
+                module, "nearest", values=values, neighbours=neighbours[start:stop], largest=largest[start:stop],
+                rows=stop - start, width=n, k=k,
+            )  # fmt: skip
+        del values  # before the next ones are there
     # Where all distances are 0 so are the shares.
     largest = torch.where(largest > 0, largest, 1)
     starts, members = _expand(module, neighbours, min(round(k1 / 2) + 1, k))

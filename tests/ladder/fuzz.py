@@ -30,6 +30,8 @@ TESTS = (
 RANKING = (
     "tests/metrics/test_random_problems.py::test_rank_equals_the_reference[native-0]",
     "tests/metrics/test_rerank.py",
+    "tests/metrics/test_shots.py::test_a_larger_problem_equals_the_reference",
+    "tests/metrics/test_shots.py::test_the_expectation_equals_going_through_all_draws",
     "tests/search/test_nearest.py",
 )
 
