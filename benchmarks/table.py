@@ -9,9 +9,11 @@ from typing import Any
 
 
 def table(record: dict[str, Any]) -> list[str]:
-    """One line a race: our median, and for each bar the best peer's ratio to it."""
+    """One line a race: our median, and for each bar the best peer's ratio to it; no line for other figures."""
     lines = ["| race | threads | ours, ms | peer | takes | wanted |", "|---|---|---|---|---|---|"]
     for row in record["results"]:
+        if "milliseconds" not in row:
+            continue  # no race: what is told of memory stands apart
         ours = row["milliseconds"]["ours"]["median"]
         bars = row["wanted"] or {peer: {"bar": None, "reached": times} for peer, times in row["ratios"].items()}
         for number, (peers, bar) in enumerate(bars.items()):
