@@ -29,6 +29,8 @@ def table(record: dict[str, Any]) -> list[str]:
 def main() -> int:
     for name in sys.argv[1:]:
         record = json.loads(Path(name).read_text())
+        if "results" not in record:
+            continue  # of another kind: the table of the GPU kernels
         about = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
         sys.stdout.write("\n".join([f"{Path(name).name}: {about}", "", *table(record), "", ""]))
     return 0
