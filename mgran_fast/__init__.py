@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mgran_fast.engine.export import export
     from mgran_fast.engine.optimize import calibrate, optimize
     from mgran_fast.errors import CheckpointError, DataError, MGRANError
+    from mgran_fast.extractor import FeatureExtractor
     from mgran_fast.metrics.ranking import rank
     from mgran_fast.metrics.rerank import rerank
     from mgran_fast.model import MGRAN
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Engine",
+    "FeatureExtractor",
     "Gallery",
     "MGRANError",
     "MaskRCNN",
@@ -56,6 +58,7 @@ _HOMES = {
     "MGRAN": "mgran_fast.model",
     "Calibration": "mgran_fast.engine.calibration",
     "Engine": "mgran_fast.engine.engine",
+    "FeatureExtractor": "mgran_fast.extractor",
     "Gallery": "mgran_fast.search.gallery",
     "calibrate": "mgran_fast.engine.optimize",
     "optimize": "mgran_fast.engine.optimize",

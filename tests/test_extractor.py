@@ -1,0 +1,142 @@
+"""FeatureExtractor: the same embeddings as the model's, in whatever form pictures come."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mgran_fast
+from mgran_fast import MGRAN, DataError, FeatureExtractor, ops
+from mgran_fast.data.pictures import read_picture
+from mgran_fast.data.synthetic import write
+from mgran_fast.metrics.embedding import ESTIMATED_SIZE
+
+SIZE = (64, 32)
+
+
+@pytest.fixture(scope="module")
+def model() -> MGRAN:
+    torch.manual_seed(0)
+    return MGRAN(size=SIZE, trunk="resnet18").eval()
+
+
+@pytest.fixture(scope="module")
+def extractor(model: MGRAN) -> FeatureExtractor:
+    return FeatureExtractor(model, device="cpu", batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures, without masks."""
+    root = write(tmp_path_factory.mktemp("data"), people=(2, 4), cameras=2, views=2, size=SIZE).root
+    return Path(shutil.copytree(root / "bounding_box_test", tmp_path_factory.mktemp("pictures") / "street"))
+
+
+def near(found: torch.Tensor, want: torch.Tensor) -> None:
+    assert found.shape == want.shape
+    assert float((found - want).abs().max()) < 1e-4
+
+
+def test_every_form_gives_what_the_model_gives(extractor: FeatureExtractor, model: MGRAN, folder: Path) -> None:
+    paths = sorted(folder.glob("*.jpg"))
+    arrays = [read_picture(path, ESTIMATED_SIZE) for path in paths]
+    crops = torch.from_numpy(np.stack(arrays))
+    with torch.no_grad():
+        want = model(crops)
+    assert extractor.dim == want.shape[1]
+    near(extractor([str(path) for path in paths]), want)
+    near(extractor(paths[3]), want[3:4])
+    near(extractor(folder), want)
+    near(extractor(arrays), want)
+    near(extractor(arrays[2]), want[2:3])
+    near(extractor(np.stack(arrays)), want)
+    near(extractor(crops), want)
+    near(extractor(crops[1]), want[1:2])
+    floats = crops.permute(0, 3, 1, 2).float() / 255
+    near(extractor(floats), want)
+    near(extractor([floats[0], crops[1:3], arrays[3]]), want[:4])
+    assert extractor(crops[:0]).shape == (0, model.dim)
+    assert extractor([]).shape == (0, model.dim)
+
+
+def test_torchreids_call(model: MGRAN, folder: Path, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.safetensors")
+    theirs = FeatureExtractor(
+        model_name="mgran", model_path=str(tmp_path / "model.safetensors"), device="cpu", image_size=SIZE
+    )
+    paths = [str(path) for path in sorted(folder.glob("*.jpg"))[:2]]
+    features = theirs(paths)
+    assert isinstance(features, torch.Tensor)
+    near(features, FeatureExtractor(tmp_path / "model.safetensors", device="cpu")(paths))
+    assert features.norm(dim=1).numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_people_in_a_frame(extractor: FeatureExtractor, model: MGRAN, folder: Path) -> None:
+    frame = np.full((120, 200, 3), 90, np.uint8)
+    picture = read_picture(sorted(folder.glob("*.jpg"))[0])
+    frame[20 : 20 + SIZE[0], 50 : 50 + SIZE[1]] = picture
+    boxes = [[50, 20, 50 + SIZE[1], 20 + SIZE[0]], [-10, 90, 30, 130]]
+    crops = ops.crops(torch.from_numpy(frame), torch.tensor(boxes).float(), ESTIMATED_SIZE)
+    with torch.no_grad():
+        want = model(crops)
+    near(extractor(frame, boxes=boxes), want)
+    near(extractor(torch.from_numpy(frame), boxes=torch.tensor(boxes)), want)
+    assert extractor(frame, boxes=[]).shape == (0, model.dim)
+    features = extractor.extract(frame, boxes=np.array(boxes))
+    assert features.names == ("0", "1")
+    assert features.visible.shape == (2, 4)
+
+
+def test_a_folder_with_broken_pictures(extractor: FeatureExtractor, folder: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    names = sorted(path.name for path in copied.glob("*.jpg"))
+    (copied / names[2]).write_bytes(b"no picture")
+    (copied / "deep").mkdir()
+    (copied / names[0]).rename(copied / "deep" / names[0])
+    steps: list[tuple[int, int]] = []
+    features = extractor.extract(copied, progress=lambda done, total: steps.append((done, total)))
+    assert features.names == (*names[1:2], *names[3:], f"deep/{names[0]}")
+    assert features.indices.tolist() == [0, *range(2, 8)]
+    assert len(features) == len(features.vectors) == len(features.visible) == 7
+    assert names[2] in features.problems[0]
+    assert steps[-1] == (8, 8)
+    near(features.vectors[-1:], extractor(folder / names[0]))
+    with pytest.raises(DataError, match=names[2]):
+        extractor(copied)
+    # As a gallery.
+    gallery = mgran_fast.Gallery()
+    gallery.add(features.vectors, features.names, visible=features.visible)
+    assert gallery.search(extractor(folder / names[0]), k=1).entries[0][0].name == f"deep/{names[0]}"
+
+
+def test_what_is_no_picture(extractor: FeatureExtractor, model: MGRAN, folder: Path, tmp_path: Path) -> None:
+    picture = np.zeros((8, 4, 3), np.uint8)
+    cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+        (tmp_path / "none.jpg", {}, DataError, "no such file; give a picture"),
+        (3, {}, TypeError, "int is no picture: give paths, uint8 arrays"),
+        ([picture, str(folder)], {}, TypeError, "paths and arrays in one call"),
+        (picture.astype(np.float32), {}, TypeError, r"must be uint8 \[H, W, 3\], not float32 \[8, 4, 3\]"),
+        (picture[..., 0], {}, ValueError, r"uint8 crops must have the shape \[N, H, W, 3\]"),
+        (torch.full((3, 8, 4), 2.0), {}, ValueError, r"float crops must be in \[0, 1\]"),
+        (picture[None], {"boxes": [[0, 0, 1, 1]]}, ValueError, r"a frame with boxes must be uint8 \[H, W, 3\]"),
+        ("frame.jpg", {"boxes": [[0, 0, 1, 1]]}, TypeError, "str is no picture"),
+    ]
+    for given, options, error, words in cases:
+        with pytest.raises(error, match=words):
+            extractor(given, **options)
+    Image.new("RGB", (4, 8)).save(tmp_path / "fine.jpg")
+    for options, words in (
+        ({}, "give a model or the path of a checkpoint"),
+        ({"model": model, "model_path": "x"}, "only one of them"),
+        ({"model": model, "batch_size": 0}, "batch_size must be at least 1"),
+        ({"model": model, "mra": lambda crops: None}, "a model has its own"),
+        ({"model": model, "image_size": (256, 128)}, r"image_size is \(256, 128\), and the model was made for"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            FeatureExtractor(**options)
