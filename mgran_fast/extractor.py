@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,17 +14,16 @@ import torch
 
 from mgran_fast import ops
 from mgran_fast.alignment import as_bytes, resize
-from mgran_fast.data import Record, find_masks
+from mgran_fast.data import find_masks
 from mgran_fast.engine.optimize import optimize
 from mgran_fast.errors import DataError
-from mgran_fast.metrics.embedding import ESTIMATED_SIZE, embed
+from mgran_fast.metrics.embedding import Progress, estimated_size
 from mgran_fast.model import MGRAN, Encoding
 from mgran_fast.mra import Estimator
-from mgran_fast.search.pictures import find_pictures
+from mgran_fast.search.pictures import Picture, embed_pictures, find_pictures
 
 #: A picture or several: a path, an array uint8 [H, W, 3] or [N, H, W, 3], a tensor, or a sequence of these.
 Images: TypeAlias = "str | os.PathLike[str] | npt.NDArray[np.uint8] | torch.Tensor | Sequence[Any]"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +104,7 @@ class FeatureExtractor:
         self.model = network.to(self.device).eval()
         self.engine = optimize(self.model, precision)
         self.batch_size, self.workers = batch_size, workers
+        self._size = estimated_size(self.model)
 
     @property
     def dim(self) -> int:
@@ -158,11 +158,6 @@ class FeatureExtractor:
             named += [(name, crops[i : i + 1]) for i, name in enumerate(names)]
         return self._arrays(named, progress)
 
-    @property
-    def _size(self) -> tuple[int, int]:
-        """What an estimator looks at: no fewer pixels than it is used to."""
-        return max(self.model.size[0], ESTIMATED_SIZE[0]), max(self.model.size[1], ESTIMATED_SIZE[1])
-
     def _arrays(self, named: list[tuple[str, torch.Tensor]], progress: Progress | None) -> Features:
         parts: list[Encoding] = []
         for start in range(0, len(named), self.batch_size):
@@ -179,17 +174,18 @@ class FeatureExtractor:
         return Features(vectors, visible, names, indices, ())
 
     def _files(self, paths: list[Path], progress: Progress | None) -> Features:
-        pictures, masks = [], None
+        pictures: list[Picture] = []
+        masks = None
         for path in paths:
             root, found = find_pictures(path)
-            pictures += [(one.name if path.is_dir() else str(one.path), one.path) for one in found]
+            pictures += [one if path.is_dir() else replace(one, name=str(one.path)) for one in found]
             if path.is_dir() and len(paths) == 1 and not self.model.layout.whole:
                 masks = find_masks(root, None)
-        embedded = embed(
-            self.model, [Record(path, -1, 0) for _, path in pictures], masks, batch_size=self.batch_size,
-            workers=self.workers, progress=progress, encode=self.engine.encode,
+        embedded = embed_pictures(
+            self.model, pictures, masks, batch_size=self.batch_size, workers=self.workers, progress=progress,
+            encode=self.engine.encode,
         )  # fmt: skip
-        names = tuple(pictures[i][0] for i in embedded.indices.tolist())
+        names = tuple(pictures[i].name for i in embedded.indices.tolist())
         vectors, visible = embedded.vectors.to(self.device), embedded.visible.to(self.device)
         return Features(vectors, visible, names, embedded.indices, tuple(embedded.problems.lines()))
 

@@ -20,7 +20,6 @@ from mgran_fast.data import DataSet, Masks, find_masks
 from mgran_fast.errors import DataError
 from mgran_fast.metrics.embedding import Progress as Step
 from mgran_fast.metrics.evaluation import Evaluation
-from mgran_fast.metrics.statistics import intervals
 from mgran_fast.model import MGRAN
 from mgran_fast.mra import Estimator
 
@@ -179,10 +178,10 @@ def tell(results: Mapping[str, Evaluation], title: str) -> None:
         table.add_row(name, *(f"{100 * found[column]:.1f} %" for column in shown))
     console.print(table)
     console.print(f"rule: {last.rule.text}")
-    sure = intervals(last.ranking)
+    sure = last.intervals
     told = ", ".join(f"{names[name]} {100 * sure[name].low:.1f} to {100 * sure[name].high:.1f} %" for name in shown)
     console.print(f"95 % of samples of such queries: {told}")
-    if (curve := last.roc()) is not None:
+    if (curve := last.roc) is not None:
         told = ", ".join(f"{100 * curve.at(rate):.1f} % at {100 * rate:g} %" for rate in FALSE_RATES)
         console.print(f"verification, true positives at false positives: {told}")
     usual = ("queries", "pictures of queries", "gallery")

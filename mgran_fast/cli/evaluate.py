@@ -135,7 +135,6 @@ def evaluate(
     from mgran_fast.metrics.distances import METRICS
     from mgran_fast.metrics.evaluation import evaluate as run
     from mgran_fast.metrics.hits import TIES
-    from mgran_fast.metrics.statistics import intervals
     from mgran_fast.model import MGRAN
 
     if mra is not None and masks is not None:
@@ -205,18 +204,18 @@ def evaluate(
     if path is not None:
         common.console.print(f"report: {path}")
     if json_:
-        curve = result.roc()
+        curve = result.roc
         common.print_json(
             {
                 **common.figures(result),
-                "intervals": {name: [one.low, one.high] for name, one in intervals(result.ranking).items()},
+                "intervals": {name: [one.low, one.high] for name, one in result.intervals.items()},
                 "verification": None
                 if curve is None
                 else {
                     "auc": curve.auc,
                     **{f"tpr at fpr {rate:g}": curve.at(rate) for rate in common.FALSE_RATES},
                 },
-                "cameras": [dataclasses.asdict(pair) for pair in result.camera_pairs()],
+                "cameras": [dataclasses.asdict(pair) for pair in result.camera_pairs],
                 "scored": result.details,
                 "counts": result.counts,
                 "seconds": seconds["evaluate"],

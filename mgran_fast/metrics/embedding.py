@@ -134,20 +134,22 @@ def embed(
     )
 
 
+def estimated_size(model: MGRAN) -> tuple[int, int]:
+    """The (height, width) of crops that an estimator looks at: the model's or :data:`ESTIMATED_SIZE`, the larger."""
+    return max(model.size[0], ESTIMATED_SIZE[0]), max(model.size[1], ESTIMATED_SIZE[1])
+
+
 def crops_for(model: MGRAN, records: Sequence[Record], masks: Masks | None) -> tuple[CropDataset, bool]:
     """The pictures as a model wants them read, and whether its own estimator shall look at them.
 
-    It shall where there are no mask files and the layout wants masks. The crops then come alone, at the model's size
-    or :data:`ESTIMATED_SIZE`, whichever is more.
+    It shall where there are no mask files and the layout wants masks. The crops then come alone, and are of
+    :func:`estimated_size`.
     """
     estimated = masks is None and not model.layout.whole
-    height, width = model.size
-    if estimated:
-        height, width = max(height, ESTIMATED_SIZE[0]), max(width, ESTIMATED_SIZE[1])
     dataset = CropDataset(
         records,
         masks=masks,
-        size=(height, width),
+        size=estimated_size(model) if estimated else model.size,
         layout="none" if estimated else model.layout,
         threshold=model.threshold,
         keypoint_threshold=model.keypoint_threshold,

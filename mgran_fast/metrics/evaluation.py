@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from mgran_fast.metrics.protocols import Rule
 from mgran_fast.metrics.ranking import Ranking, Top, nearest_right, rank, top
 from mgran_fast.metrics.rerank import rerank
 from mgran_fast.metrics.shots import ShotRanking, rank_shots
+from mgran_fast.metrics.statistics import Interval, intervals
 from mgran_fast.metrics.verification import Roc, roc
 from mgran_fast.model import MGRAN
 
@@ -104,6 +106,13 @@ class Evaluation:
         places, away = nearest_right(Problem.of(**asked))
         return places.tolist(), away.tolist()
 
+    # What follows is computed once: the console, the report and a program's output all want it.
+    @functools.cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """How sure the figures are, see :func:`mgran_fast.metrics.statistics.intervals`."""
+        return intervals(self.ranking)
+
+    @functools.cached_property
     def roc(self) -> Roc | None:
         """The ROC curve of all pairs; None where there are no pairs of two people."""
         try:
@@ -111,6 +120,7 @@ class Evaluation:
         except ValueError:
             return None
 
+    @functools.cached_property
     def camera_pairs(self) -> list[CameraPair]:
         """Figures by camera; none where cameras do not count, or the protocol draws a gallery."""
         if not (self.rule.cameras and self.rule.has_ap):

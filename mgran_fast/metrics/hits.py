@@ -71,14 +71,18 @@ def sorted_where(mask: torch.Tensor, distance: torch.Tensor) -> tuple[torch.Tens
     return values, columns.gather(1, by_distance), counts
 
 
-def first_of(distance: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first k of each row by distance and then column: values and columns, int64; fewer where a row is shorter.
+def first_of(
+    distance: torch.Tensor, k: int, left_out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first k of each row by distance and then column: as :func:`sorted_where`, but no more than k of a row.
 
+    What is left out, bool [n, G], must lie infinitely far; counts are of all up to the distance of the k-th.
     Of several at one distance topk takes any. So it only tells how far the k-th is; all up to there are put in order.
     """
     last = distance.topk(min(k, distance.shape[1]), dim=1, largest=False).values[:, -1:]
-    values, columns, _ = sorted_where(distance <= last, distance)
-    return values[:, :k], columns[:, :k]
+    near = distance <= last
+    values, columns, counts = sorted_where(near if left_out is None else near & ~left_out, distance)
+    return values[:, :k], columns[:, :k], counts
 
 
 def hit_ranks(

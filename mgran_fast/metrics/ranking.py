@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from mgran_fast.metrics.distances import Numbers
-from mgran_fast.metrics.hits import AP, TIES, score, sorted_where
+from mgran_fast.metrics.hits import AP, TIES, first_of, score
 from mgran_fast.metrics.problem import UNSAID, Cameras, Problem
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -199,18 +199,13 @@ def top(
         gallery_cameras=gallery_cameras, metric=metric, query_visibility=query_visibility,
         gallery_visibility=gallery_visibility,
     )  # fmt: skip
-    q, g = problem.shape
+    q = problem.shape[0]
     index, distance, right = np.full((q, k), -1), np.full((q, k), np.inf), np.zeros((q, k), dtype=bool)
     start = 0
     for chunk_distance, chunk_right, junk in problem.chunks(chunk):
         rows = slice(start, start + len(chunk_distance))
-        # topk breaks ties as it likes. So it only tells how far the k-th entry is; everything up to that distance
-        # is then sorted by distance and index.
-        chunk_distance.masked_fill_(junk, torch.inf)
-        last = chunk_distance.topk(min(k, g), dim=1, largest=False).values[:, -1:]
-        values, columns, counts = sorted_where((chunk_distance <= last) & ~junk, chunk_distance)
-        width = min(k, values.shape[1])
-        values, columns = values[:, :width], columns[:, :width]
+        values, columns, counts = first_of(chunk_distance.masked_fill_(junk, torch.inf), k, junk)
+        width = values.shape[1]
         held = (torch.arange(width, device=counts.device) < counts[:, None]).cpu().numpy()
         index[rows, :width] = np.where(held, columns.cpu().numpy(), -1)
         distance[rows, :width] = np.where(held, values.cpu().numpy(), np.inf)

@@ -20,7 +20,6 @@ from mgran_fast.metrics.embedding import Embedded, crops_for
 from mgran_fast.metrics.evaluation import Evaluation
 from mgran_fast.metrics.protocols import further
 from mgran_fast.metrics.ranking import Ranking
-from mgran_fast.metrics.statistics import intervals
 from mgran_fast.model import MGRAN
 from mgran_fast.ops import backend
 from mgran_fast.report.page import CameraRow, RankedList, Scores
@@ -41,7 +40,7 @@ def protocol(evaluation: Evaluation) -> str:
 def scores(name: str, evaluation: Evaluation) -> Scores:
     """The figures of one evaluation."""
     ranking = evaluation.ranking
-    sure = {name: (one.low, one.high) for name, one in intervals(ranking).items()}
+    sure = {name: (one.low, one.high) for name, one in evaluation.intervals.items()}
     return Scores(
         name, {k: ranking.at(k) for k in (1, 5, 10)}, ranking.map, ranking.cmc.tolist(), sure, roc_points(evaluation)
     )
@@ -49,7 +48,7 @@ def scores(name: str, evaluation: Evaluation) -> Scores:
 
 def roc_points(evaluation: Evaluation) -> list[tuple[float, float]]:
     """The ROC curve at ten shares a decade, from one pair of two people, or a hundred thousandth of them, to all."""
-    found = evaluation.roc()
+    found = evaluation.roc
     if found is None:
         return []
     decades = max(1, min(5, math.floor(math.log10(found.negatives))))
@@ -58,7 +57,7 @@ def roc_points(evaluation: Evaluation) -> list[tuple[float, float]]:
 
 def cameras(dataset: DataSet, evaluation: Evaluation) -> list[CameraRow]:
     """The figures by camera, where there are several cameras, by the names that the data set has for them."""
-    found = evaluation.camera_pairs()
+    found = evaluation.camera_pairs
     return [
         CameraRow(
             dataset.camera_names.get(pair.query, str(pair.query)),

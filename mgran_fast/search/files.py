@@ -30,6 +30,7 @@ _KEY = b"mgran_fast gallery"
 def save(gallery: Gallery, folder: Path) -> Path:
     """See :meth:`mgran_fast.Gallery.save`."""
     arrow, parquet = _pyarrow()
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     name = EMBEDDINGS.format(uuid.uuid4().hex[:12])
@@ -71,11 +72,8 @@ def save(gallery: Gallery, folder: Path) -> Path:
             old.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(files.reason(error, target, size)) from None
-    except Exception as error:
-        # What safetensors makes of a full disk is an error of its own.
-        if type(error).__module__.startswith("safetensors"):
-            raise DataError(f"{target}: cannot be written ({error})") from None
-        raise
+    except SafetensorError as error:  # what it makes of a full disk
+        raise DataError(f"{target}: cannot be written ({error})") from None
     return folder
 
 

@@ -13,7 +13,7 @@ import torch
 
 from mgran_fast.metrics.distances import METRICS, Numbers, as_tensor, finish, terms
 from mgran_fast.search.approximate import InvertedFile
-from mgran_fast.search.columns import Labels, Moment, Moments, Rows, Texts, Times, moment, moments, texts_of
+from mgran_fast.search.columns import Labels, Moment, Moments, Rows, Texts, Times, moments, texts_of
 from mgran_fast.search.found import Entry, Found
 from mgran_fast.search.nearest import Embeddings, nearest
 
@@ -356,16 +356,15 @@ class Gallery:
         """The places that a search may find, rising; None for all."""
         if isinstance(cameras, str) or isinstance(not_cameras, str):
             raise ValueError("cameras and not_cameras must be lists of cameras, not one text")
-        bad = [None if value is None else moment(value) for value in (since, until)]
-        excluded = list(not_cameras)
-        if cameras is None and not excluded and bad == [None, None]:
+        excluded, timed = list(not_cameras), since is not None or until is not None
+        if cameras is None and not excluded and not timed:
             return None
         allowed = np.ones(len(self), dtype=bool)
         if cameras is not None:
             allowed &= self._cameras.among(cameras)
         if excluded:
             allowed &= ~self._cameras.among(excluded)
-        if bad != [None, None]:
+        if timed:
             allowed &= self._times.between(since, until)
         return torch.from_numpy(np.flatnonzero(allowed))
 

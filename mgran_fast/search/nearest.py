@@ -118,7 +118,7 @@ def _plain(
     where = torch.zeros((queries, 0), dtype=torch.int64)
     for start, stop in _spans(count, min(rows_per_chunk(None, max(1, queries)), _BLOCK // max(1, width))):
         distances = compare(slice(start, stop) if places is None else places[start:stop])
-        near, columns = first_of(distances, k)
+        near, columns, _ = first_of(distances, k)
         near, columns = near.cpu(), columns.cpu()
         columns = columns + start if places is None else places[start + columns]
         columns = columns.masked_fill(near.isinf(), -1)

@@ -242,7 +242,7 @@ def test_figures_by_camera_and_the_curve(tiny: DataSet, evaluation: Evaluation, 
     free = evaluate(model, tiny.query, tiny.gallery, MaskFiles(tiny.root), Rule(cameras=False))
     assert collect.cameras(tiny, free) == []
     points = collect.roc_points(evaluation)
-    curve = evaluation.roc()
+    curve = evaluation.roc
     assert curve is not None
     assert (points[-1], points[0][0]) == ((1.0, 1.0), pytest.approx(0.1 if curve.negatives < 100 else 0.01))
     assert [true for _, true in points] == sorted(true for _, true in points)
