@@ -52,3 +52,14 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         pytest.skip("the extension is not built")
     monkeypatch.setenv("MGRAN_BACKEND", request.param)
     return str(request.param)
+
+
+@pytest.fixture
+def processor_restored() -> Iterator[None]:
+    """Afterwards torch has its threads again, and the kernels all instruction sets."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    module = backend.extension()
+    if module is not None:
+        module.limit_isa("avx512")

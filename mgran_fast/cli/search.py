@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,6 +85,7 @@ def search(
     from mgran_fast.search.files import ENTRIES
     from mgran_fast.search.gallery import Gallery
     from mgran_fast.search.pictures import embed_pictures, find_pictures, gallery_of
+    from mgran_fast.weights.files import sha256
 
     for option, value in (("--since", since), ("--until", until)):
         try:
@@ -98,7 +98,7 @@ def search(
     model = MGRAN.from_file(checkpoint, mra=common.open_estimator(mra)).eval()
     if torch.cuda.is_available():
         model = model.cuda()
-    made = f"{checkpoint.parent.name}/{checkpoint.name} {_digest(checkpoint)}"
+    made = f"{checkpoint.parent.name}/{checkpoint.name} {sha256(checkpoint)[:12]}"
     encode: Encode | None = None
     if precision is not None:
         if precision == "int8":
@@ -182,12 +182,6 @@ def search(
                 "page": str(path),
             }
         )
-
-
-def _digest(file: Path) -> str:
-    """Tells one checkpoint from another."""
-    with file.open("rb") as data:
-        return hashlib.blake2b(data.read(), digest_size=6).hexdigest()
 
 
 def _filters(

@@ -18,8 +18,6 @@ from mgran_fast.report import pages, pictures, words
 from mgran_fast.report.charts import Chart, chart
 from mgran_fast.report.pictures import CropView, Match, Query
 
-#: At most so many lines of problems, unmatched queries and crops without a person are told; the rest is counted.
-MOST_LINES = 200
 #: The CMC curve ends here: nobody reads on.
 MOST_RANKS = 50
 
@@ -153,7 +151,6 @@ def render(report: Report, *, blur_faces: bool = False) -> str:
             for name, value in report.seconds.items()
         ],
         total_seconds=math.fsum(report.seconds.values()),
-        most_lines=MOST_LINES,
         low_score=pictures.LOW_SCORE,
     )
 

@@ -14,6 +14,8 @@ from markupsafe import Markup
 from mgran_fast.errors import DataError
 from mgran_fast.report import words
 
+#: At most so many lines of problems and the like are told; the rest is counted.
+MOST_LINES = 200
 # Control characters are no HTML; file names may hold them all the same.
 _UNPRINTABLE = {code: 0xFFFD for code in (*range(9), 11, *range(12, 32), *range(127, 160)) if code != 13}
 
@@ -32,6 +34,7 @@ def fill(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["most_lines"] = MOST_LINES
     environment.filters.update(
         percent=words.percent,
         number=words.number,

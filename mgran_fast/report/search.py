@@ -11,9 +11,6 @@ from typing import Any
 from mgran_fast.report import pages, pictures
 from mgran_fast.report.pictures import Bytes
 
-#: At most so many lines of problems are told; the rest is counted.
-MOST_LINES = 200
-
 
 @dataclass(frozen=True, eq=False)
 class Shown:
@@ -78,9 +75,6 @@ def write(path: str | os.PathLike[str], page: SearchPage, *, blur_faces: bool = 
             crop = pictures.pixelate(crop, pictures.head_box(crop.shape[:2], shown.region_map, None, page.layout))
         return {**told, "picture": None if crop is None else pictures.data_uri(crop, side=192, quality=82)}
 
-    problems = list(page.problems[:MOST_LINES])
-    if len(page.problems) > MOST_LINES:
-        problems.append(f"and {len(page.problems) - MOST_LINES} more")
     text = pages.fill(
         "search.html.j2",
         title=page.title,
@@ -88,7 +82,7 @@ def write(path: str | os.PathLike[str], page: SearchPage, *, blur_faces: bool = 
         shows_people=True,
         blurred=blur_faces,
         lists=[{"query": view(one.query), "hits": [view(hit) for hit in one.hits]} for one in page.lists],
-        problems=problems,
+        problems=page.problems,
         command=page.command,
     )
     return pages.put(path, text)

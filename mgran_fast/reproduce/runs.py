@@ -194,7 +194,7 @@ class Run:
                 return
             remedy = f"give {began['file']} with --weights"
         else:
-            if began is not None and began["sha256"] == _sha256(weights):
+            if began is not None and began["sha256"] == files.sha256(weights):
                 return
             remedy = f"leave --weights {weights} out" if began is None else "give the same with --weights"
         what = "from scratch" if began is None else f"with other weights ({began['file']})"
@@ -203,7 +203,7 @@ class Run:
     def _note_weights(self, weights: Path | None) -> None:
         if not is_first():
             return
-        note = None if weights is None else {"file": weights.name, "sha256": _sha256(weights)}
+        note = None if weights is None else {"file": weights.name, "sha256": files.sha256(weights)}
         try:
             files.write(self.folder / WEIGHTS, f"{json.dumps(note)}\n".encode())
         except OSError as error:
@@ -220,13 +220,6 @@ def prefix(queries: str) -> str:
 def _figures(evaluation: Evaluation) -> dict[str, float]:
     found = evaluation.figures()
     return {name: found[name] for name in FIGURES if name in found}
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def changes(config: TrainConfig, given: TrainConfig) -> dict[str, tuple[Any, Any]]:

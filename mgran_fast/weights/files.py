@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from mgran_fast.errors import DataError
 
 
 def write(path: Path, data: bytes | memoryview) -> None:
@@ -66,6 +69,14 @@ def reason(error: OSError, path: Path, size: int) -> str:
         kind = "the quota is used up" if error.errno == errno.EDQUOT else "the disk is full"
         return f"{path}: cannot be written, {kind}: {want} needed for its {size / 1e6:.0f} MB"
     return f"{path}: cannot be written ({error.strerror or error})"
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, in hex. Raises DataError where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,11 @@ from mgran_fast.metrics import rank, rank_shots
 from mgran_fast.ops import backend
 
 module = backend.extension()
-pytestmark = pytest.mark.skipif(module is None, reason="the extension is not built")
+pytestmark = [
+    pytest.mark.skipif(module is None, reason="the extension is not built"),
+    pytest.mark.usefixtures("processor_restored"),
+]
 INSTRUCTIONS = pytest.mark.parametrize("instructions", ["portable", "avx2", "avx512"])
-
-
-@pytest.fixture(autouse=True)
-def restore() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    assert module is not None
-    module.limit_isa("avx512")
 
 
 def problem(q: int, g: int, people: int, levels: int, dtype: type = np.float32, seed: int = 0) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def main(site: str, cuda: str) -> None:
     for name in (
         "py.typed",
         "report/base.html.j2",
+        "report/lines.html.j2",
         "report/run.html.j2",
         "report/search.html.j2",
         "report/report.css",

@@ -291,9 +291,9 @@ def test_charts_stay_inside_their_frame(values: list[float]) -> None:
 
 
 def test_long_lists_of_problems_are_counted_not_told() -> None:
-    html = Page(page.render(report(problems=[f"picture {i}" for i in range(page.MOST_LINES + 1050)])))
-    assert f"picture {page.MOST_LINES - 1} " in html.text
-    assert f"picture {page.MOST_LINES} " not in html.text
+    html = Page(page.render(report(problems=[f"picture {i}" for i in range(pages.MOST_LINES + 1050)])))
+    assert f"picture {pages.MOST_LINES - 1} " in html.text
+    assert f"picture {pages.MOST_LINES} " not in html.text
     assert "and 1,050 more" in html.text
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mgran_fast.errors import DataError
-from mgran_fast.report import search
+from mgran_fast.report import pages, search
 from mgran_fast.report.search import FoundList, SearchPage, Shown
 
 
@@ -22,7 +22,7 @@ def page() -> SearchPage:
         Shown("gone.jpg", ["camera 3"], distance=0.5),
     ]
     lists = [FoundList(Shown("query & more.jpg", ["camera 1"], crop(0)), hits), FoundList(Shown("other.jpg"), [])]
-    problems = [f"{i}.jpg: cannot be read" for i in range(search.MOST_LINES + 7)]
+    problems = [f"{i}.jpg: cannot be read" for i in range(pages.MOST_LINES + 7)]
     return SearchPage(
         "Search for 2 pictures", "street: 2 pictures", "run 0123", lists, "region", "mgran-fast", problems
     )

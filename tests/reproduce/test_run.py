@@ -18,6 +18,7 @@ from mgran_fast.reproduce.rows import ROWS
 from mgran_fast.reproduce.run import Result, Source, reproduce, result
 from mgran_fast.reproduce.runs import Run, Training
 from mgran_fast.train import logs
+from mgran_fast.weights import files
 
 SINGLE, MULTIPLE, CUHK03 = ROWS["market1501-single"], ROWS["market1501-multiple"], ROWS["cuhk03-detected-part"]
 
@@ -145,7 +146,7 @@ def test_other_weights_are_refused(
         run.ready(dataset, asked)
     run._note_weights(weights)
     run.ready(dataset, asked)
-    assert run.weights() == {"file": "trunk.pth", "sha256": runs._sha256(weights)}
+    assert run.weights() == {"file": "trunk.pth", "sha256": files.sha256(weights)}
     with pytest.raises(CheckpointError, match=r"began with other weights \(trunk.pth\); give trunk.pth with --weights"):
         run.ready(dataset, here)
     weights.write_bytes(b"others")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -15,16 +13,10 @@ from mgran_fast.search import nearest as blocks
 from mgran_fast.search.nearest import Embeddings, nearest
 
 module = backend.extension()
-pytestmark = pytest.mark.skipif(module is None, reason="the extension is not built")
-
-
-@pytest.fixture(autouse=True)
-def restore() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    assert module is not None
-    module.limit_isa("avx512")
+pytestmark = [
+    pytest.mark.skipif(module is None, reason="the extension is not built"),
+    pytest.mark.usefixtures("processor_restored"),
+]
 
 
 def embeddings(count: int, width: int, seed: int, metric: str = "euclidean") -> Embeddings:
