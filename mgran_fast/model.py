@@ -127,6 +127,11 @@ class MGRAN(nn.Module):
         """P * D, the length of an embedding."""
         return len(self.layout.inputs) * self.ma.trunk.dim
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def forward(
         self,
         crops: torch.Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from PIL import Image
 
 import mgran_fast
-from mgran_fast import MGRAN, DataError, FeatureExtractor, ops
+from mgran_fast import MGRAN, DataError, FeatureExtractor, MGRANError, ops
+from mgran_fast.data import video
 from mgran_fast.data.pictures import read_picture
 from mgran_fast.data.synthetic import write
 from mgran_fast.metrics.embedding import ESTIMATED_SIZE
@@ -68,8 +70,9 @@ def test_every_form_gives_what_the_model_gives(extractor: FeatureExtractor, mode
 def test_torchreids_call(model: MGRAN, folder: Path, tmp_path: Path) -> None:
     model.save(tmp_path / "model.safetensors")
     theirs = FeatureExtractor(
-        model_name="mgran", model_path=str(tmp_path / "model.safetensors"), device="cpu", image_size=SIZE
-    )
+        model_name="mgran", model_path=str(tmp_path / "model.safetensors"), device="cpu", image_size=SIZE,
+        pixel_mean=[0.485, 0.456, 0.406], pixel_std=[0.229, 0.224, 0.225], pixel_norm=True, verbose=False,
+    )  # fmt: skip
     paths = [str(path) for path in sorted(folder.glob("*.jpg"))[:2]]
     features = theirs(paths)
     assert isinstance(features, torch.Tensor)
@@ -77,7 +80,7 @@ def test_torchreids_call(model: MGRAN, folder: Path, tmp_path: Path) -> None:
     assert features.norm(dim=1).numpy() == pytest.approx(1, abs=1e-5)
 
 
-def test_people_in_a_frame(extractor: FeatureExtractor, model: MGRAN, folder: Path) -> None:
+def test_people_in_a_frame(extractor: FeatureExtractor, model: MGRAN, folder: Path, tmp_path: Path) -> None:
     frame = np.full((120, 200, 3), 90, np.uint8)
     picture = read_picture(sorted(folder.glob("*.jpg"))[0])
     frame[20 : 20 + SIZE[0], 50 : 50 + SIZE[1]] = picture
@@ -87,10 +90,92 @@ def test_people_in_a_frame(extractor: FeatureExtractor, model: MGRAN, folder: Pa
         want = model(crops)
     near(extractor(frame, boxes=boxes), want)
     near(extractor(torch.from_numpy(frame), boxes=torch.tensor(boxes)), want)
+    Image.fromarray(frame).save(tmp_path / "frame.png")
+    near(extractor(tmp_path / "frame.png", boxes=boxes), want)
+    # More people than a batch holds.
+    near(extractor(frame, boxes=boxes * 4), want.repeat(4, 1))
     assert extractor(frame, boxes=[]).shape == (0, model.dim)
     features = extractor.extract(frame, boxes=np.array(boxes))
     assert features.names == ("0", "1")
     assert features.visible.shape == (2, 4)
+
+
+@pytest.fixture(scope="module")
+def film(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five frames of 96 x 64, without loss but for the colours' half resolution."""
+    av = pytest.importorskip("av")
+    path = tmp_path_factory.mktemp("film") / "walk.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 96, "yuv420p"
+        for picture in sorted(folder.glob("*.jpg"))[:5]:
+            frame = av.VideoFrame.from_ndarray(read_picture(picture, (96, 64)), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_video(extractor: FeatureExtractor, film: Path) -> None:
+    frames = [frame.pixels for frame in video.frames(film)]
+    assert [frame.shape for frame in frames] == [(96, 64, 3)] * 5
+    assert video.count_frames(film) == 5
+    steps: list[tuple[int, int]] = []
+    features = extractor.extract(film, progress=lambda done, total: steps.append((done, total)))
+    assert features.names == tuple(f"{film}#{i}" for i in range(5))
+    assert steps == [(3, 5), (5, 5)]
+    near(features.vectors, extractor(frames))
+    near(extractor([film, film]), features.vectors.repeat(2, 1))
+    # People in its frames: two in the second, one in the last.
+    boxes = {1: [[0, 0, 32, 64], [20, 10, 60, 90]], 4: np.array([[5, 5, 60, 90]])}
+    people = extractor.extract(film, boxes=boxes)
+    assert people.names == (f"{film}#1.0", f"{film}#1.1", f"{film}#4.0")
+    want = [extractor(frames[i], boxes=of) for i, of in boxes.items()]
+    near(people.vectors, torch.cat(want))
+
+    def found(number: int, frame: np.ndarray[Any, Any]) -> list[list[int]]:
+        assert np.array_equal(frame, frames[number])
+        return [[0, 0, 64, 96]] if number == 2 else []
+
+    assert extractor.extract(film, boxes=found).names == (f"{film}#2.0",)
+    assert extractor.extract(film, boxes={}).vectors.shape == (0, extractor.dim)
+
+
+def test_a_video_that_breaks_off(extractor: FeatureExtractor, film: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(DataError, match=r"text.mp4: not a video that can be read"):
+        extractor(tmp_path / "text.mp4")
+
+
+def test_without_pyav(extractor: FeatureExtractor, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MGRANError, match=r"pip install 'mgran_fast\[video\]'"):
+        extractor(film)
+
+
+def test_an_engine(extractor: FeatureExtractor, model: MGRAN, folder: Path, tmp_path: Path) -> None:
+    want = extractor(folder)
+    engine = mgran_fast.optimize(model, torch.bfloat16)
+    engine.save(tmp_path / "engine.safetensors")
+    given, read = FeatureExtractor(engine), FeatureExtractor(tmp_path / "engine.safetensors", device="cpu")
+    assert read.engine.precision == "bfloat16"
+    assert torch.equal(given(folder), read(folder))
+    assert float(torch.cosine_similarity(read(folder), want).min()) > 0.99
+    for options, words in (
+        ({"model": engine, "precision": "float32"}, "the engine is bfloat16 on cpu: leave precision"),
+        ({"model": tmp_path / "engine.safetensors", "precision": "float32"}, "an engine has its precision"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            FeatureExtractor(**options)
+    model.save(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="int8 takes crops to calibrate on"):
+        FeatureExtractor(tmp_path / "model.safetensors", precision="int8")
+
+
+def test_progress_is_a_bar_on_a_terminal_alone(
+    extractor: FeatureExtractor, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extractor(folder, progress=True)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_folder_with_broken_pictures(extractor: FeatureExtractor, folder: Path, tmp_path: Path) -> None:
@@ -120,12 +205,15 @@ def test_what_is_no_picture(extractor: FeatureExtractor, model: MGRAN, folder: P
     cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         (tmp_path / "none.jpg", {}, DataError, "no such file; give a picture"),
         (3, {}, TypeError, "int is no picture: give paths, uint8 arrays"),
-        ([picture, str(folder)], {}, TypeError, "paths and arrays in one call"),
+        ([picture, str(folder)], {}, TypeError, "files, videos and arrays in one call"),
         (picture.astype(np.float32), {}, TypeError, r"must be uint8 \[H, W, 3\], not float32 \[8, 4, 3\]"),
         (picture[..., 0], {}, ValueError, r"uint8 crops must have the shape \[N, H, W, 3\]"),
         (torch.full((3, 8, 4), 2.0), {}, ValueError, r"float crops must be in \[0, 1\]"),
         (picture[None], {"boxes": [[0, 0, 1, 1]]}, ValueError, r"a frame with boxes must be uint8 \[H, W, 3\]"),
-        ("frame.jpg", {"boxes": [[0, 0, 1, 1]]}, TypeError, "str is no picture"),
+        ("frame.jpg", {"boxes": [[0, 0, 1, 1]]}, DataError, "frame.jpg: no such picture"),
+        ([picture, picture], {"boxes": [[0, 0, 1, 1]]}, ValueError, "one frame or one video, not of 2"),
+        (["a.mp4", "b.jpg"], {}, TypeError, "files, videos and arrays in one call"),
+        ("none.mp4", {}, DataError, "none.mp4: no such file; give a video"),
     ]
     for given, options, error, words in cases:
         with pytest.raises(error, match=words):

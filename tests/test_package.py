@@ -111,14 +111,15 @@ def test_doctor_names_a_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- imports point one way ----------------------------------------------------------------------------------------
 
 # Each unit, and what of the package it may import beside itself. A unit is a folder or a module of its own.
-PLAIN = {"errors", "layouts", "ranks", "mra.estimate"}
+PLAIN = {"errors", "layouts", "progress", "ranks", "mra.estimate"}
 OPS = PLAIN | {"reference", "kernels", "ops"}
 MODEL = OPS | {"mra", "ma", "alignment", "model"}
-MIDDLE = MODEL | {"weights", "data", "metrics", "search", "train", "engine", "extractor"}
+MIDDLE = MODEL | {"weights", "data", "metrics", "search", "train", "engine", "extractor", "extract"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "aspect": set(),
     "layouts": set(),
+    "progress": set(),
     "ranks": set(),
     "mra.estimate": set(),
     "reference": PLAIN,
@@ -135,6 +136,7 @@ ALLOWED: dict[str, set[str]] = {
     "search": MODEL | {"weights", "data", "metrics"},
     "train": MIDDLE,
     "extractor": MODEL | {"weights", "data", "metrics", "search", "engine"},
+    "extract": MODEL | {"weights", "data", "metrics", "search", "engine"},
     "diagnosis": OPS,
     "reproduce": MIDDLE | {"diagnosis", ""},
     # The top may use everything below; only a command line knows about other commands.
@@ -145,8 +147,8 @@ ALLOWED: dict[str, set[str]] = {
     # The package itself only names what it loads on demand.
     "": {*MIDDLE, "diagnosis"},
 }
-# Upward on purpose, inside a function and so never at import: model.save() and MGRAN.from_file().
-ON_DEMAND = {("model", "weights")}
+# Upward on purpose, inside a function and so never at import: model.save(), MGRAN.from_file(), model.push_to_hub().
+ON_DEMAND = {("model", "weights"), ("model", "integrations")}
 
 
 def unit(module: str) -> str:

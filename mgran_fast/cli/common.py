@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from mgran_fast import progress
 from mgran_fast.data import DataSet, Masks, find_masks
 from mgran_fast.errors import DataError
-from mgran_fast.metrics.embedding import Progress as Step
 from mgran_fast.metrics.evaluation import Evaluation
 from mgran_fast.model import MGRAN
 from mgran_fast.mra import Estimator
+from mgran_fast.progress import Step
 
 if TYPE_CHECKING:
     from mgran_fast.data.sets.reading import Reading
@@ -140,16 +140,9 @@ def tell_notes(dataset: DataSet) -> None:
         console.print(f"note: {note}", style="yellow")
 
 
-@contextmanager
-def bar(text: str) -> Iterator[Step | None]:
+def bar(text: str) -> AbstractContextManager[Step | None]:
     """A progress bar on a terminal, nothing in a pipe."""
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(text)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    return progress.bar(text, console)
 
 
 def figures(evaluation: Evaluation) -> dict[str, float | None]:

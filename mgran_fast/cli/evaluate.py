@@ -176,12 +176,12 @@ def evaluate(
     if files is not None:
         files.check(found.gallery, "gallery")
         files.check(found.multi_query if queries == "multiple" else (), "multiple query")
-    encode = None if precision is None else _engine(model, precision, found, files).encode
+    network = model if precision is None else _engine(model, precision, found, files)
     start = time.perf_counter()
     with common.bar("evaluate") as step:
         result = run(
-            model, found.query, found.gallery, files, rule, multi_query=found.multi_query, batch_size=batch_size,
-            workers=workers, progress=step, encode=encode,
+            network, found.query, found.gallery, files, rule, multi_query=found.multi_query, batch_size=batch_size,
+            workers=workers, progress=step,
         )  # fmt: skip
     seconds = {"evaluate": time.perf_counter() - start}
     title = f"{checkpoint.parent.name or checkpoint.name} on {found.name}"

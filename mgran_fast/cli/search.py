@@ -77,7 +77,6 @@ def search(
 
     from mgran_fast.cli import common
     from mgran_fast.engine.optimize import optimize
-    from mgran_fast.metrics.embedding import Encode
     from mgran_fast.model import MGRAN
     from mgran_fast.report.collect import Pictures
     from mgran_fast.report.search import FoundList, SearchPage, write
@@ -99,19 +98,15 @@ def search(
     if torch.cuda.is_available():
         model = model.cuda()
     made = f"{checkpoint.parent.name}/{checkpoint.name} {sha256(checkpoint)[:12]}"
-    encode: Encode | None = None
-    if precision is not None:
-        if precision == "int8":
-            raise DataError("--precision int8: takes pictures to calibrate on; take float32 or bfloat16")
-        encode = optimize(model, precision).encode
+    if precision == "int8":
+        raise DataError("--precision int8: takes pictures to calibrate on; take float32 or bfloat16")
+    network = model if precision is None else optimize(model, precision)
     _, asked = find_pictures(query)
     problems: list[str] = []
 
     def embedded(text: str, pictures: list[Picture], files: Any) -> Embedded:
         with common.bar(text) as step:
-            found = embed_pictures(
-                model, pictures, files, batch_size=batch_size, workers=workers, progress=step, encode=encode
-            )
+            found = embed_pictures(network, pictures, files, batch_size=batch_size, workers=workers, progress=step)
         problems.extend(found.problems.lines())
         return found
 

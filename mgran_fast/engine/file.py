@@ -23,8 +23,18 @@ from mgran_fast.weights import files
 if TYPE_CHECKING:
     from mgran_fast.engine.engine import Engine
 
-FORMAT = "mgran_fast.Engine/2"
+_KIND = "mgran_fast.Engine/"
+FORMAT = f"{_KIND}2"
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.uint8)}
+
+
+def is_engine(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it holds an engine, of whatever version; False for what is no file of the kind."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return str((opened.metadata() or {}).get("format", "")).startswith(_KIND)
+    except (SafetensorError, OSError):
+        return False
 
 
 def pack(executor: Windowed | Fused) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

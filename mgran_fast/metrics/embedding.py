@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.utils.data import DataLoader
 
+from mgran_fast.alignment import Alignment
 from mgran_fast.data import Batch, CropDataset, Masks, Problems, Record, collate
 from mgran_fast.data.cache import PRESENT
 from mgran_fast.errors import DataError
@@ -19,6 +21,21 @@ from mgran_fast.model import MGRAN, Encoding
 Progress = Callable[[int, int], None]
 #: (crops, region_map=...) -> an encoding.
 Encode = Callable[..., Encoding]
+
+
+class Network(Protocol):
+    """What embeds: an :class:`mgran_fast.MGRAN`, or an :class:`mgran_fast.Engine` made from one."""
+
+    @property
+    def alignment(self) -> Alignment: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def encode(self) -> Encode: ...
+
+
 #: An estimator looks at crops of this size at least, (height, width), however small the trunk's are.
 ESTIMATED_SIZE = (256, 128)
 
@@ -55,38 +72,35 @@ class Embedded:
 
 @torch.inference_mode()
 def embed(
-    model: MGRAN,
+    network: Network,
     records: Sequence[Record],
     masks: Masks | None,
     *,
     batch_size: int = 32,
     workers: int = 0,
     progress: Progress | None = None,
-    encode: Encode | None = None,
     flip: bool = False,
 ) -> Embedded:
-    """Embed the pictures of ``records`` in eval mode, on the device where the model is.
+    """Embed the pictures of ``records`` on the device where the network is, a model in eval mode.
 
     Args:
-        masks: where their masks or region maps lie; None runs the model's own estimator (or no mask at all for layout
+        masks: where their masks or region maps lie; None runs the network's own estimator (or no mask at all for layout
             none).
         batch_size, workers: pictures at once, and processes that read them.
         progress: called with (pictures done, pictures in all).
-        encode: what embeds in place of the model's own method: that of an engine made from it.
         flip: embed each picture and its mirror image, and take the mean of the two; see :func:`with_mirror`.
 
     Raises:
         DataError: not one picture could be read.
     """
-    encode = model.encode if encode is None else encode
-    if flip:
-        encode = with_mirror(encode, model.layout)
+    alignment, device = network.alignment, network.device
+    encode = with_mirror(network.encode, alignment.layout) if flip else network.encode
     start = time.perf_counter()
-    dataset, estimated = crops_for(model, records, masks)
+    dataset, estimated = crops_for(network, records, masks)
     loader: Iterable[Batch] = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
+    was_training = isinstance(network, MGRAN) and network.training
+    if isinstance(network, MGRAN):
+        network.eval()
     problems, done, empty, unposed = Problems(), 0, 0, 0
     vectors, visible, persons, cameras, indices, absent = [], [], [], [], [], []
     try:
@@ -98,11 +112,11 @@ def embed(
                 maps, empty_masks = moved.region_maps, batch.empty_masks
                 nobody = empty_masks | batch.no_person
                 if estimated:
-                    estimate = model.estimate(moved.crops)
-                    maps = model.regions(moved.crops, estimate.mask, estimate.keypoints)
+                    estimate = alignment.mra(moved.crops)
+                    maps = alignment.regions(*alignment.found(moved.crops, estimate.mask, estimate.keypoints))
                     empty_masks = (maps == 0).flatten(1).all(1).cpu()
                     nobody = empty_masks | (estimate.presence < PRESENT).cpu()
-                    unposed += int((estimate.keypoints[..., 2] < model.keypoint_threshold).all(1).sum())
+                    unposed += int((estimate.keypoints[..., 2] < alignment.keypoint_threshold).all(1).sum())
                 encoding = encode(moved.crops, region_map=maps)
                 vectors.append(encoding.vector.cpu())
                 visible.append(encoding.visible.cpu())
@@ -116,7 +130,8 @@ def embed(
             if progress is not None:
                 progress(done, len(records))
     finally:
-        model.train(was_training)
+        if isinstance(network, MGRAN):
+            network.train(was_training)
     if not vectors:
         first = problems.lines(1)
         raise DataError(f"none of {len(records)} pictures could be read" + (f"; {first[0]}" if first else ""))
@@ -134,25 +149,31 @@ def embed(
     )
 
 
-def estimated_size(model: MGRAN) -> tuple[int, int]:
-    """The (height, width) of crops that an estimator looks at: the model's or :data:`ESTIMATED_SIZE`, the larger."""
-    return max(model.size[0], ESTIMATED_SIZE[0]), max(model.size[1], ESTIMATED_SIZE[1])
+def read_size(alignment: Alignment, masks: Masks | None = None) -> tuple[int, int]:
+    """The (height, width) in which pictures are read: the network's own, and where the estimator is to look at them
+    :data:`ESTIMATED_SIZE` if that is larger.
+    """
+    height, width = alignment.size
+    if masks is not None or alignment.layout.whole:
+        return height, width
+    return max(height, ESTIMATED_SIZE[0]), max(width, ESTIMATED_SIZE[1])
 
 
-def crops_for(model: MGRAN, records: Sequence[Record], masks: Masks | None) -> tuple[CropDataset, bool]:
-    """The pictures as a model wants them read, and whether its own estimator shall look at them.
+def crops_for(network: Network, records: Sequence[Record], masks: Masks | None) -> tuple[CropDataset, bool]:
+    """The pictures as a network wants them read, and whether its own estimator shall look at them.
 
     It shall where there are no mask files and the layout wants masks. The crops then come alone, and are of
-    :func:`estimated_size`.
+    :func:`read_size`.
     """
-    estimated = masks is None and not model.layout.whole
+    alignment = network.alignment
+    estimated = masks is None and not alignment.layout.whole
     dataset = CropDataset(
         records,
         masks=masks,
-        size=estimated_size(model) if estimated else model.size,
-        layout="none" if estimated else model.layout,
-        threshold=model.threshold,
-        keypoint_threshold=model.keypoint_threshold,
+        size=read_size(alignment, masks),
+        layout="none" if estimated else alignment.layout,
+        threshold=alignment.threshold,
+        keypoint_threshold=alignment.keypoint_threshold,
     )
     return dataset, estimated
 

@@ -15,7 +15,7 @@ from mgran_fast.errors import DataError
 from mgran_fast.metrics import protocols
 from mgran_fast.metrics.cameras import CameraPair, camera_pairs
 from mgran_fast.metrics.distances import Numbers
-from mgran_fast.metrics.embedding import Embedded, Encode, Progress, embed
+from mgran_fast.metrics.embedding import Embedded, Network, Progress, embed
 from mgran_fast.metrics.problem import Problem
 from mgran_fast.metrics.protocols import Rule
 from mgran_fast.metrics.ranking import Ranking, Top, nearest_right, rank, top
@@ -23,7 +23,6 @@ from mgran_fast.metrics.rerank import rerank
 from mgran_fast.metrics.shots import ShotRanking, rank_shots
 from mgran_fast.metrics.statistics import Interval, intervals
 from mgran_fast.metrics.verification import Roc, roc
-from mgran_fast.model import MGRAN
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: MGRAN,
+    network: Network,
     query: Sequence[Record],
     gallery: Sequence[Record],
     masks: Masks | None,
@@ -144,12 +143,11 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     progress: Progress | None = None,
-    encode: Encode | None = None,
 ) -> Evaluation:
     """Rank ``gallery`` for each of ``query`` by the distance of embeddings.
 
     Args:
-        model, masks, batch_size, workers, encode: see :func:`mgran_fast.metrics.embedding.embed`.
+        network, masks, batch_size, workers: see :func:`mgran_fast.metrics.embedding.embed`.
         rule: how to score; by default Market-1501's single queries.
         multi_query: further pictures for multiple queries, see :func:`mgran_fast.metrics.protocols.merge`: those of a
             query's person and camera take its place. Single queries do not look at it.
@@ -176,8 +174,7 @@ def evaluate(
 
         parts.append(
             embed(
-                model, records, masks, batch_size=batch_size, workers=workers, encode=encode, progress=step,
-                flip=rule.flip,
+                network, records, masks, batch_size=batch_size, workers=workers, progress=step, flip=rule.flip,
             )
         )  # fmt: skip
         before += len(records)

@@ -14,8 +14,7 @@ from mgran_fast.data import Masks, Record
 from mgran_fast.data.market import EXTENSIONS, NAME
 from mgran_fast.data.tables import SUFFIXES, read_rows
 from mgran_fast.errors import DataError
-from mgran_fast.metrics.embedding import Embedded, Encode, Progress, embed
-from mgran_fast.model import MGRAN
+from mgran_fast.metrics.embedding import Embedded, Network, Progress, embed
 from mgran_fast.search.columns import moment
 from mgran_fast.search.gallery import Gallery
 
@@ -68,20 +67,17 @@ def find_pictures(where: Path) -> tuple[Path, list[Picture]]:
 
 
 def embed_pictures(
-    model: MGRAN,
+    network: Network,
     pictures: Sequence[Picture],
     masks: Masks | None,
     *,
     batch_size: int = 32,
     workers: int = 0,
     progress: Progress | None = None,
-    encode: Encode | None = None,
 ) -> Embedded:
     """Embed pictures; ``indices`` of what comes back are places among them. See :func:`embed` for the arguments."""
     records = [Record(picture.path, -1, 0) for picture in pictures]
-    return embed(
-        model, records, masks, batch_size=batch_size, workers=workers, progress=progress, encode=encode
-    )  # fmt: skip
+    return embed(network, records, masks, batch_size=batch_size, workers=workers, progress=progress)
 
 
 def gallery_of(pictures: Sequence[Picture], embedded: Embedded, *, model: str = "", root: str | Path = "") -> Gallery:
