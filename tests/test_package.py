@@ -114,7 +114,7 @@ def test_doctor_names_a_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 PLAIN = {"errors", "layouts", "progress", "ranks", "mra.estimate"}
 OPS = PLAIN | {"reference", "kernels", "ops"}
 MODEL = OPS | {"mra", "ma", "alignment", "model"}
-MIDDLE = MODEL | {"weights", "data", "metrics", "search", "train", "engine", "extractor", "extract"}
+MIDDLE = MODEL | {"weights", "data", "metrics", "search", "train", "engine", "extractor", "extraction"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "aspect": set(),
@@ -136,7 +136,7 @@ ALLOWED: dict[str, set[str]] = {
     "search": MODEL | {"weights", "data", "metrics"},
     "train": MIDDLE,
     "extractor": MODEL | {"weights", "data", "metrics", "search", "engine"},
-    "extract": MODEL | {"weights", "data", "metrics", "search", "engine"},
+    "extraction": MODEL | {"weights", "data", "metrics", "search", "engine"},
     "diagnosis": OPS,
     "reproduce": MIDDLE | {"diagnosis", ""},
     # The top may use everything below; only a command line knows about other commands.

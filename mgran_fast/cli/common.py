@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +19,7 @@ from mgran_fast.data import DataSet, Masks, find_masks
 from mgran_fast.errors import DataError
 from mgran_fast.metrics.evaluation import Evaluation
 from mgran_fast.model import MGRAN
-from mgran_fast.mra import Estimator
+from mgran_fast.mra.named import open_estimator as open_estimator
 from mgran_fast.progress import Step
 
 if TYPE_CHECKING:
@@ -101,33 +100,6 @@ def open_masks(root: Path, masks: Path | None, *, wanted: bool) -> Masks | None:
         wanted: whether the layout looks at masks.
     """
     return find_masks(root, masks) if wanted else None
-
-
-def open_estimator(mra: str = "regionnet") -> Estimator:
-    """The estimator that ``--mra`` names.
-
-    Args:
-        mra: "regionnet" for the one that comes with the package, "regionnet+flip" for the mean of its answers to a
-            crop and to the mirror image, "torchvision" for the joint Mask R-CNN with torchvision's COCO weights where
-            they lie, or a file that RegionNet.save or MaskRCNN.save wrote.
-
-    Raises DataError or CheckpointError.
-    """
-    from mgran_fast.mra.maskrcnn import MaskRCNN, find_checkpoints
-    from mgran_fast.mra.regionnet import RegionNet
-    from mgran_fast.mra.weights import read_format
-
-    if mra in ("regionnet", "regionnet+flip"):
-        return RegionNet.from_pretrained(flip=mra != "regionnet")
-    if mra != "torchvision":
-        return RegionNet.from_file(mra) if read_format(mra) == RegionNet.FORMAT else MaskRCNN.from_file(mra)
-    found = find_checkpoints()
-    if set(found) != {"mask", "keypoints"}:
-        raise DataError(
-            "--mra torchvision: torchvision's COCO weights of maskrcnn_resnet50_fpn and keypointrcnn_resnet50_fpn are"
-            f" not both in {Path(torch.hub.get_dir()) / 'checkpoints'}; put the .pth files there, or name a file"
-        )
-    return MaskRCNN(weights=found)
 
 
 def tell_notes(dataset: DataSet) -> None:

@@ -24,8 +24,8 @@ def search(
     gallery: Annotated[
         Path,
         typer.Argument(
-            help="A folder that --save wrote; or a folder of pictures, or a table (CSV or Parquet) with the columns"
-            " path and, maybe, person, camera, time."
+            help="A folder that --save or mgran-fast extract wrote; or a folder of pictures, or a table (CSV or"
+            " Parquet) with the columns path and, maybe, person, camera, time."
         ),
     ],
     checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a run.")] = Path(
@@ -77,6 +77,7 @@ def search(
 
     from mgran_fast.cli import common
     from mgran_fast.engine.optimize import optimize
+    from mgran_fast.extraction import is_extraction, load_gallery
     from mgran_fast.model import MGRAN
     from mgran_fast.report.collect import Pictures
     from mgran_fast.report.search import FoundList, SearchPage, write
@@ -84,20 +85,20 @@ def search(
     from mgran_fast.search.files import ENTRIES
     from mgran_fast.search.gallery import Gallery
     from mgran_fast.search.pictures import embed_pictures, find_pictures, gallery_of
-    from mgran_fast.weights.files import sha256
+    from mgran_fast.weights.files import told
 
     for option, value in (("--since", since), ("--until", until)):
         try:
             moment(value)
         except ValueError as error:
             raise DataError(f"{option}: {error}") from None
-    saved = (gallery / ENTRIES).is_file()
-    if saved and (save is not None or masks is not None):
-        raise DataError(f"{gallery}: a gallery that was saved; --save and --masks are for pictures")
+    saved, extracted = (gallery / ENTRIES).is_file(), is_extraction(gallery)
+    if (saved or extracted) and (save is not None or masks is not None):
+        raise DataError(f"{gallery}: holds embeddings; --save and --masks are for pictures")
     model = MGRAN.from_file(checkpoint, mra=common.open_estimator(mra)).eval()
     if torch.cuda.is_available():
         model = model.cuda()
-    made = f"{checkpoint.parent.name}/{checkpoint.name} {sha256(checkpoint)[:12]}"
+    made = told(checkpoint)
     if precision == "int8":
         raise DataError("--precision int8: takes pictures to calibrate on; take float32 or bfloat16")
     network = model if precision is None else optimize(model, precision)
@@ -111,8 +112,8 @@ def search(
         return found
 
     files = None
-    if saved:
-        held = Gallery.load(gallery)
+    if saved or extracted:
+        held = Gallery.load(gallery) if saved else load_gallery(gallery)
         if held.model != made:
             raise DataError(
                 f"{gallery}: its embeddings are of {held.model or 'an unknown model'}, this is {made}; name that"

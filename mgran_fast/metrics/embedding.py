@@ -40,6 +40,18 @@ class Network(Protocol):
 ESTIMATED_SIZE = (256, 128)
 
 
+class NothingReadError(DataError):
+    """Not one picture could be read.
+
+    Attributes:
+        problems: the pictures.
+    """
+
+    def __init__(self, message: str, problems: Problems) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
 @dataclass(frozen=True)
 class Embedded:
     """N pictures of a list of records that could be read.
@@ -91,7 +103,7 @@ def embed(
         flip: embed each picture and its mirror image, and take the mean of the two; see :func:`with_mirror`.
 
     Raises:
-        DataError: not one picture could be read.
+        NothingReadError: not one picture could be read.
     """
     alignment, device = network.alignment, network.device
     encode = with_mirror(network.encode, alignment.layout) if flip else network.encode
@@ -134,7 +146,9 @@ def embed(
             network.train(was_training)
     if not vectors:
         first = problems.lines(1)
-        raise DataError(f"none of {len(records)} pictures could be read" + (f"; {first[0]}" if first else ""))
+        raise NothingReadError(
+            f"none of {len(records)} pictures could be read" + (f"; {first[0]}" if first else ""), problems
+        )
     return Embedded(
         torch.cat(vectors),
         torch.cat(visible),

@@ -42,8 +42,11 @@ class Picture:
     time: str | None
 
 
-def find_pictures(where: Path) -> tuple[Path, list[Picture]]:
+def find_pictures(where: Path, *, timed: bool = True) -> tuple[Path, list[Picture]]:
     """The pictures of a folder and all below it, of a table, or one picture: the folder, and they, sorted by path.
+
+    Args:
+        timed: False opens no file of a folder: what only the camera tells is left out, see :func:`taken`.
 
     Raises:
         DataError: there is nothing, or no picture, or a row of the table is wrong.
@@ -58,12 +61,12 @@ def find_pictures(where: Path) -> tuple[Path, list[Picture]]:
         )
         if not found:
             raise DataError(f"{where}: no picture, {', '.join(EXTENSIONS)}, in this folder or below it")
-        return where, [_named(where, path) for path in found]
+        return where, [_named(where, path, timed) for path in found]
     if where.suffix.lower() in SUFFIXES:
         return where.parent, _listed(where)
     if not where.is_file():
         raise DataError(f"{where}: no such file; give a picture, a folder of pictures, or a table of them")
-    return where.parent, [_named(where.parent, where)]
+    return where.parent, [_named(where.parent, where, timed)]
 
 
 def embed_pictures(
@@ -98,10 +101,16 @@ def gallery_of(pictures: Sequence[Picture], embedded: Embedded, *, model: str = 
     return gallery
 
 
-def _named(root: Path, path: Path) -> Picture:
+def _named(root: Path, path: Path, timed: bool) -> Picture:
     told = NAME.match(path.name)
     person, camera = told.groups() if told else (None, None)
-    return Picture(path, path.relative_to(root).as_posix(), None if person == "-1" else person, camera, _taken(path))
+    return Picture(
+        path,
+        path.relative_to(root).as_posix(),
+        None if person == "-1" else person,
+        camera,
+        taken(path) if timed else None,
+    )
 
 
 def _listed(file: Path) -> list[Picture]:
@@ -124,7 +133,7 @@ def _listed(file: Path) -> list[Picture]:
     return list(pictures.values())
 
 
-def _taken(path: Path) -> str | None:
+def taken(path: Path) -> str | None:
     """When the camera says that it took a picture, ISO 8601; None where it does not say, or nobody can read it."""
     try:
         with Image.open(path) as picture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from mgran_fast.errors import DataError
 def write(path: Path, data: bytes | memoryview) -> None:
     """Write a file: after a kill or a power cut at any moment there is the old one or the new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    # A name of its own: two who write the same file must not write into one another's.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as file:
             file.write(data)
@@ -77,6 +79,11 @@ def sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def told(path: Path) -> str:
+    """A file as people know it, its folder and name, and the start of its digest. Raises DataError."""
+    return f"{path.parent.name}/{path.name} {sha256(path)[:12]}"
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Parts shared out to the machines of a Ray cluster, by Ray Data."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgran_fast.errors import MGRANError
+from mgran_fast.extraction.embedder import Embedder, Report
+
+_FIELDS = ("number", "pictures", "read", "no_person")
+
+
+def run(
+    output: Path,
+    numbers: Sequence[int],
+    address: str,
+    processes: int | None,
+    threads: int,
+    done: Callable[[Report], None],
+) -> None:
+    """Make the parts of these numbers on a cluster; the folder must be under the same path on every machine.
+
+    Ray makes the parts of a process or machine that died again.
+
+    Args:
+        address: of the cluster, as ``ray.init`` takes it: "auto", "host:port", "ray://host:port", or "local" for
+            one that is made here and ends with this call. Where this process is in a cluster already, that one.
+        processes: over all machines; None for as many as there is room for.
+        threads: of each process, and what it takes of a machine's cores; on machines with GPUs it takes one of those.
+
+    Raises:
+        MGRANError: Ray is not installed or has no such cluster, or what a process raised. Parts that are written stay.
+    """
+    ray = import_ray()
+    own = not ray.is_initialized()
+    if own:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise MGRANError(
+                f"--ray {address}: no cluster there ({error}); start one with ray start --head, or give --ray local"
+            ) from None
+    try:
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        room = gpus or max(1, int(resources.get("CPU", 1)) // threads)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # One block for each part: the unit of work, and of what is done again.
+        data = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+        reports = data.map_batches(
+            _Actor,
+            fn_constructor_args=(os.fspath(output), threads),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=min(processes or room, room, len(numbers))),
+            num_cpus=threads,
+            num_gpus=1 if gpus else None,
+        )
+        for row in reports.iter_rows():
+            done(Report(*(int(row[name]) for name in _FIELDS)))
+    except ray.exceptions.RayError as error:
+        raise MGRANError(_reason(error)) from error
+    finally:
+        if own:
+            ray.shutdown()
+
+
+class _Actor:
+    """An embedder as Ray Data calls it."""
+
+    def __init__(self, output: str, threads: int) -> None:
+        self._embedder = Embedder(Path(output), threads=threads)
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        reports = [self._embedder(int(number)) for number in batch["number"]]
+        return {name: np.array([getattr(report, name) for report in reports]) for name in _FIELDS}
+
+
+def import_ray() -> Any:
+    """The module, with its data. Raises MGRANError where it is not installed."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MGRANError("--ray takes Ray, which is not installed: pip install 'mgran_fast[ray]'") from error
+    return ray
+
+
+def _reason(error: BaseException) -> str:
+    """What was wrong, where it was one of our errors; else all that Ray says."""
+    seen: BaseException | None = error
+    while seen is not None:
+        cause = getattr(seen, "cause", None)
+        if isinstance(cause, MGRANError):
+            return str(cause)
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    return f"the cluster failed: {error}; run the command again: it goes on where it stopped"
