@@ -79,6 +79,7 @@ def search(
     from mgran_fast.engine.optimize import optimize
     from mgran_fast.extraction import is_extraction, load_gallery
     from mgran_fast.model import MGRAN
+    from mgran_fast.report import parts
     from mgran_fast.report.collect import Pictures
     from mgran_fast.report.search import FoundList, SearchPage, write
     from mgran_fast.search.columns import moment
@@ -137,17 +138,24 @@ def search(
     mine = [asked[i] for i in questions.indices.tolist()]
     _tell(mine, found)
     views, theirs = Pictures(model, None), Pictures(model, files)
+    compared = parts.of_search(held, questions, found, model.layout, visible=visible)
     lists = [
         FoundList(
             views.shown(one.path, one.name, one.person, one.camera, one.time),
             [
                 theirs.shown(
-                    Path(held.root) / entry.name, entry.name, entry.person, entry.camera, _time(entry), entry.distance
+                    Path(held.root) / entry.name,
+                    entry.name,
+                    entry.person,
+                    entry.camera,
+                    _time(entry),
+                    entry.distance,
+                    part,
                 )
-                for entry in entries
+                for entry, part in zip(entries, explained, strict=True)
             ],
         )
-        for one, entries in zip(mine, found.entries, strict=True)
+        for one, entries, explained in zip(mine, found.entries, compared, strict=True)
     ]
     filters = _filters(camera, not_camera, since, until)
     path = write(

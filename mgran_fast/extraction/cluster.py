@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,11 @@ def run(
     ray = import_ray()
     own = not ray.is_initialized()
     if own:
+        _reach(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise MGRANError(
-                f"--ray {address}: no cluster there ({error}); start one with ray start --head, or give --ray local"
-            ) from None
+            raise MGRANError(_nowhere(address, error)) from None
     try:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
@@ -70,6 +70,20 @@ def run(
     finally:
         if own:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises MGRANError where nobody answers at HOST:PORT: Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise MGRANError(_nowhere(address, error)) from None
+
+
+def _nowhere(address: str, error: Exception) -> str:
+    return f"--ray {address}: no cluster there ({error}); start one with ray start --head, or give --ray local"
 
 
 class _Actor:

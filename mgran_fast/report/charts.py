@@ -66,7 +66,10 @@ def chart(
     ys = [y for values in finite.values() for y in values.values()]
     y_ticks = _ticks(min(ys), max(ys))
     if fractions and max(ys) <= 1:
-        y_ticks = [i / 5 for i in range(6)] if min(ys) < 0.5 else [y for y in y_ticks if y <= 1.0]
+        y_ticks = [y for y in y_ticks if y <= 1.0]
+        # One tick alone: everything is 100 %.
+        if min(ys) < 0.5 or len(y_ticks) < 2:
+            y_ticks = [i / 5 for i in range(6)]
     x_ticks = [x for x in _ticks(min(xs), max(xs)) if x.is_integer() and min(xs) <= x <= max(xs)]
     if min(xs) not in x_ticks:
         x_ticks = [min(xs), *x_ticks[(len(x_ticks) > 1 and x_ticks[0] - min(xs) < 0.5 * (x_ticks[1] - x_ticks[0])) :]]

@@ -22,6 +22,7 @@ from mgran_fast.metrics.protocols import further
 from mgran_fast.metrics.ranking import Ranking
 from mgran_fast.model import MGRAN
 from mgran_fast.ops import backend
+from mgran_fast.report import parts
 from mgran_fast.report.page import CameraRow, RankedList, Scores
 from mgran_fast.report.pictures import CropView, Match, Query
 from mgran_fast.report.search import Shown
@@ -130,14 +131,16 @@ class Pictures:
         camera: str | None = None,
         time: str | None = None,
         distance: float = 0.0,
+        compared: parts.Comparison | None = None,
     ) -> Shown:
-        """A picture of a search with what is known of it; without a crop when it cannot be read."""
+        """A picture of a search with what is known of it, and how near it is to the query part by part
+        (:func:`mgran_fast.report.parts.of_search`); without a crop when it cannot be read."""
         known = (("person", person), ("camera", camera), ("", time))
         told = [f"{text} {value}".strip() for text, value in known if value is not None]
         sample = self.sample(Record(path, -1, 0))
         if sample is None:
-            return Shown(name, told, distance=distance)
-        return Shown(name, told, sample.crop.numpy(), sample.region_map.numpy(), distance)
+            return Shown(name, told, distance=distance, parts=compared)
+        return Shown(name, told, sample.crop.numpy(), sample.region_map.numpy(), distance, compared)
 
     def _look(self, record: Record) -> tuple[Sample, NDArray[np.float32] | None, NDArray[np.float32] | None] | None:
         """A crop with its region map, and the mask and keypoints that the model's estimator found, if it looked."""
@@ -195,7 +198,7 @@ def mistakes(
     for one, q in _lists(pictures, dataset, evaluation, chosen, k):
         place, distance = where[q]
         first = int(ranking.first[q])
-        last = None if first <= k else _match(pictures, dataset, evaluation, place, distance, True, first)
+        last = None if first <= k else _match(pictures, dataset, evaluation, q, place, distance, True, first)
         lists.append(one if last is None else dataclasses.replace(one, matches=[*one.matches, last]))
     return lists
 
@@ -211,7 +214,7 @@ def _lists(
             continue
         found = zip(best.index[q].tolist(), best.distance[q].tolist(), best.right[q].tolist(), strict=True)
         matches = [
-            _match(pictures, dataset, evaluation, place, distance, right, rank)
+            _match(pictures, dataset, evaluation, q, place, distance, right, rank)
             for rank, (place, distance, right) in enumerate(found, 1)
             if place >= 0
         ]
@@ -221,13 +224,22 @@ def _lists(
 
 
 def _match(
-    pictures: Pictures, dataset: DataSet, evaluation: Evaluation, place: int, distance: float, right: bool, rank: int
+    pictures: Pictures,
+    dataset: DataSet,
+    evaluation: Evaluation,
+    query: int,
+    place: int,
+    distance: float,
+    right: bool,
+    rank: int,
 ) -> Match | None:
+    """A gallery picture by its place, as a match of a query; None when it cannot be read any more."""
     found = pictures.sample(dataset.gallery[int(evaluation.gallery.indices[place])])
     if found is None:
         return None
     crop, map_ = found.crop.numpy(), found.region_map.numpy()
-    return Match(crop, found.person, found.camera, distance, right, map_, rank)
+    compared = parts.of_evaluation(evaluation, query, place, pictures.model.layout)
+    return Match(crop, found.person, found.camera, distance, right, map_, rank, compared)
 
 
 def unmatched(dataset: DataSet, evaluation: Evaluation) -> list[str]:

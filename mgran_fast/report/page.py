@@ -16,6 +16,7 @@ from typing import Any
 from mgran_fast import layouts
 from mgran_fast.report import pages, pictures, words
 from mgran_fast.report.charts import Chart, chart
+from mgran_fast.report.parts import WHOLE
 from mgran_fast.report.pictures import CropView, Match, Query
 
 #: The CMC curve ends here: nobody reads on.
@@ -190,7 +191,9 @@ def _crop_view(view: CropView, blur: bool) -> dict[str, Any]:
                 "seen": flag,
                 "colour": _css(pictures.region_colour(region)) if region else "",
             }
-            for region, (name, picture, flag) in enumerate(zip(table.inputs, inputs, (True, *seen), strict=True))
+            for region, (name, picture, flag) in enumerate(
+                zip((WHOLE, *table.groups), inputs, (True, *seen), strict=True)
+            )
         ],
         "empty": not view.region_map.any(),
         "mask": view.mask is not None,
@@ -233,6 +236,7 @@ def _ranking(ranked: RankedList, layout: str, blur: bool) -> dict[str, Any]:
             (place if match.rank is None else match.rank, match, picture(match))
             for place, match in enumerate(ranked.matches, 1)
         ],
+        "compared": [match.parts for match in ranked.matches if match.parts is not None],
         "first_right": ranked.first_right,
         "seen": any(match.right for match in ranked.matches),
     }

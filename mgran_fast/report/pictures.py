@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, features
 
 from mgran_fast import layouts
+from mgran_fast.report.parts import Comparison
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -90,7 +91,8 @@ class Query:
 class Match:
     """A gallery crop in a ranked list: as :class:`Query`, with its distance and whether it is the right person.
 
-    ``rank`` is its place in the list, from 1; None where that is its place among those that are shown.
+    ``rank`` is its place in the list, from 1; None where that is its place among those that are shown. ``parts`` tells
+    how near the two are in each part of the layout; None where nobody compared them.
     """
 
     crop: Bytes
@@ -100,6 +102,7 @@ class Match:
     right: bool
     region_map: Bytes | None = None
     rank: int | None = None
+    parts: Comparison | None = None
 
 
 def check(name: str, view: CropView | Query | Match, layout: str) -> None:

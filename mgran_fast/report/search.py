@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mgran_fast.report import pages, pictures
+from mgran_fast.report.parts import Comparison
 from mgran_fast.report.pictures import Bytes
 
 
@@ -22,6 +23,7 @@ class Shown:
         crop: uint8 [H, W, 3], RGB; None where it cannot be read.
         region_map: uint8 [H, W], which says where the head is; None where nobody looked.
         distance: from the query; of no meaning for a query.
+        parts: how near it is to the query in each part of the layout; None where nobody compared them.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Shown:
     crop: Bytes | None = None
     region_map: Bytes | None = None
     distance: float = 0.0
+    parts: Comparison | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +73,27 @@ def write(path: str | os.PathLike[str], page: SearchPage, *, blur_faces: bool = 
     """
 
     def view(shown: Shown) -> dict[str, Any]:
-        crop, told = shown.crop, {"name": shown.name, "told": list(shown.told), "distance": shown.distance}
+        crop = shown.crop
+        told = {"name": shown.name, "told": list(shown.told), "distance": shown.distance, "parts": shown.parts}
         if crop is not None and blur_faces:
             crop = pictures.pixelate(crop, pictures.head_box(crop.shape[:2], shown.region_map, None, page.layout))
         return {**told, "picture": None if crop is None else pictures.data_uri(crop, side=192, quality=82)}
 
+    lists = [
+        {
+            "query": view(one.query),
+            "hits": [view(hit) for hit in one.hits],
+            "compared": [hit.parts for hit in one.hits if hit.parts is not None],
+        }
+        for one in page.lists
+    ]
     text = pages.fill(
         "search.html.j2",
         title=page.title,
         facts=[("Gallery", page.gallery), ("Model", page.model)],
         shows_people=True,
         blurred=blur_faces,
-        lists=[{"query": view(one.query), "hits": [view(hit) for hit in one.hits]} for one in page.lists],
+        lists=lists,
         problems=page.problems,
         command=page.command,
     )

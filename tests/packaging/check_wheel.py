@@ -32,6 +32,7 @@ def main(site: str, cuda: str) -> None:
         "py.typed",
         "report/base.html.j2",
         "report/lines.html.j2",
+        "report/parts.html.j2",
         "report/run.html.j2",
         "report/search.html.j2",
         "report/report.css",

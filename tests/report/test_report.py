@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,43 +31,8 @@ from mgran_fast.report import (
 )
 
 SIZE = (64, 32)
-VOID = {"meta", "img", "link", "br", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Elements in order, the text of the page, and a check that every element is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str, **attributes: str) -> list[dict[str, str]]:
-        wanted = {name.rstrip("_"): value for name, value in attributes.items()}
-        return [a for t, a in self.elements if t == tag and wanted.items() <= a.items()]
+#: A page's text -> its elements and words, as conftest.py has them.
+Read = Callable[[str], Any]
 
 
 def noise(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -131,19 +97,19 @@ def decoded(uri: str) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def test_a_protocol_without_map_shows_none() -> None:
+def test_a_protocol_without_map_shows_none(read: Read) -> None:
     html = page.render(
         report(scores=[Scores(name, {1: 0.5, 5: 0.9}, None, [0.5, 0.9]) for name in ("a", "b")], history=[])
     )
-    text = Page(html).text
+    text = read(html).text
     assert "Rank-5" in text
     assert "mAP" not in text
     assert "nan" not in text
 
 
-def test_the_page_has_every_section_and_every_figure(tmp_path: Path) -> None:
+def test_the_page_has_every_section_and_every_figure(tmp_path: Path, read: Read) -> None:
     path = write(tmp_path / "new" / "report.html", report())
-    html = Page(path.read_text("utf-8"))
+    html = read(path.read_text("utf-8"))
     sections = [a["id"] for a in html.all("section")]
     assert sections == ["accuracy", "training", "crops", "rankings", "data", "run"]
     assert [a["href"] for a in html.all("a")] == [f"#{section}" for section in sections]
@@ -153,7 +119,7 @@ def test_the_page_has_every_section_and_every_figure(tmp_path: Path) -> None:
         *("Rank-1", "Rank-5", "Rank-10", "mAP", "empty masks 1,234", "crops without keypoints 56"),
         *("first right match at rank 2", "first right match at rank 40, not shown", "no right match"),
         *("1 h 02 min", "5.2 s", "torch 2.9.0", "query/0731.jpg", 'mgran-fast train --data "yard & more"'),
-        *("empty mask: the global input is the whole crop", "no mask", "no keypoints"),
+        *("empty mask: the whole crop stands for the person", "no mask", "no keypoints"),
     ):
         assert words in text, words
     assert "In 0 of 3 lists the first match is right" in text
@@ -164,9 +130,9 @@ def test_the_page_has_every_section_and_every_figure(tmp_path: Path) -> None:
     assert "after training goes from 50.0 % to 95.0 %" in text
 
 
-def test_the_page_loads_nothing(tmp_path: Path) -> None:
+def test_the_page_loads_nothing(tmp_path: Path, read: Read) -> None:
     text = write(tmp_path / "report.html", report()).read_text("utf-8")
-    html = Page(text)
+    html = read(text)
     assert "http://" not in text
     assert "https://" not in text
     assert "url(" not in text
@@ -180,22 +146,22 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
     assert decoded(sources[0]).shape == (*SIZE, 3)
 
 
-def test_text_is_escaped_and_any_file_name_can_be_told(tmp_path: Path) -> None:
+def test_text_is_escaped_and_any_file_name_can_be_told(tmp_path: Path, read: Read) -> None:
     odd = ("c/<script>alert(1)</script>.jpg", "bell\x07\x00.jpg", "latin\udce9.jpg", '"><img src=x onerror=y>')
     crop = view(title='"><script>alert(2)</script>')
     path = write(tmp_path / "report.html", report(problems=odd, crops=[crop], title="</title><script>"))
     text = path.read_bytes().decode("utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;.jpg" in text
-    html = Page(text)
+    html = read(text)
     assert "c/<script>alert(1)</script>.jpg" in html.text
     assert "bell\ufffd\ufffd.jpg" in html.text
     assert r"latin\udce9.jpg" in html.text
     assert all("onerror" not in a for _, a in html.elements)
 
 
-def test_frames_tell_right_from_wrong_by_more_than_colour() -> None:
-    html = Page(page.render(report(rankings=[ranked(True, False, True, False, False, first=1)])))
+def test_frames_tell_right_from_wrong_by_more_than_colour(read: Read) -> None:
+    html = read(page.render(report(rankings=[ranked(True, False, True, False, False, first=1)])))
     items = [a["class"] for a in html.all("li") if a.get("class") in ("right", "wrong")]
     assert items == ["right", "wrong", "right", "wrong", "wrong"]
     marks = [a["href"] for a in html.all("use")][2:]  # the first two are the legend
@@ -205,10 +171,10 @@ def test_frames_tell_right_from_wrong_by_more_than_colour() -> None:
     assert "In 1 of 1 list the first match is right" in html.text
 
 
-def test_a_missed_match_stands_under_its_own_rank() -> None:
+def test_a_missed_match_stands_under_its_own_rank(read: Read) -> None:
     missed = ranked(False, False, True, first=1234)
     matches = [*missed.matches[:2], replace(missed.matches[2], rank=1234)]
-    html = Page(page.render(report(mistakes=[replace(missed, matches=matches)])))
+    html = read(page.render(report(mistakes=[replace(missed, matches=matches)])))
     assert "Worst mistakes" in html.text
     assert "first right match at rank 1,234 " in html.text
     assert [a["alt"] for a in html.all("img") if a["alt"].startswith("Rank 1,234")] == [
@@ -217,12 +183,12 @@ def test_a_missed_match_stands_under_its_own_rank() -> None:
     assert "Worst mistakes" not in page.render(report())
 
 
-def test_how_sure_figures_are_the_curve_and_the_cameras() -> None:
+def test_how_sure_figures_are_the_curve_and_the_cameras(read: Read) -> None:
     sure = {"rank1": (0.4, 0.61), "map": (0.3, 0.5)}
     scores = Scores("now", {1: 0.5}, 0.4, [0.5], sure, [(0.0, 0.1), (0.001, 0.25), (0.1, 0.5), (1.0, 1.0)])
     cameras = [CameraRow("door", "gate", 1200, 0.25, 0.125)]
     told = report(scores=[scores], cameras=cameras)
-    html = Page(page.render(told))
+    html = read(page.render(told))
     assert "40.0\u201361.0" in html.text
     assert "30.0\u201350.0" in html.text
     assert "95 % of samples" in html.text
@@ -237,11 +203,11 @@ def test_how_sure_figures_are_the_curve_and_the_cameras() -> None:
 
 
 @pytest.mark.parametrize(("layout", "inputs"), [("region", 4), ("part", 7), ("box", 4), ("none", 1)])
-def test_every_layout(layout: str, inputs: int) -> None:
+def test_every_layout(layout: str, inputs: int, read: Read) -> None:
     crop = view(layout)
-    html = Page(page.render(report(crops=[crop], rankings=(), layout=layout)))
+    html = read(page.render(report(crops=[crop], rankings=(), layout=layout)))
     names = [a["alt"] for a in html.all("img") if a["alt"].startswith("Input ")]
-    assert names == [f"Input {name} of a/0001.jpg" for name in layouts.get(layout).inputs]
+    assert names == [f"Input {name} of a/0001.jpg" for name in ("whole person", *layouts.get(layout).groups)]
     assert len(names) == inputs
     assert "not visible" not in html.text
     drawn = [a["alt"] for a in html.all("img") if a["alt"].startswith("Regions ")]
@@ -256,12 +222,12 @@ def test_regions_that_are_not_visible_are_marked() -> None:
         assert page.render(report(crops=[view(visibility=flags)])).count("not visible") == 2
 
 
-def test_an_empty_report_says_so() -> None:
-    html = Page(page.render(Report("Nothing", "none", "none")))
+def test_an_empty_report_says_so(read: Read) -> None:
+    html = read(page.render(Report("Nothing", "none", "none")))
     for words in ("Nothing was evaluated", "Nothing was trained", "no crops", "no ranked lists", "None were noticed"):
         assert words in html.text
     assert html.all("svg", role="img") == html.all("img") == html.all("table") == []
-    html = Page(page.render(report(rankings=[RankedList(Query(noise(9), 7, 1), (), None)])))
+    html = read(page.render(report(rankings=[RankedList(Query(noise(9), 7, 1), (), None)])))
     assert "nothing to rank" in html.text
 
 
@@ -290,8 +256,17 @@ def test_charts_stay_inside_their_frame(values: list[float]) -> None:
     assert all(left <= x <= right for x, _ in chart.x_ticks)
 
 
-def test_long_lists_of_problems_are_counted_not_told() -> None:
-    html = Page(page.render(report(problems=[f"picture {i}" for i in range(pages.MOST_LINES + 1050)])))
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_flat_curve_is_drawn(share: float) -> None:
+    chart = page.charts_of(report(scores=[Scores("perfect", {1: share}, share, [share] * 3)]))["cmc"]
+    left, right, top, bottom = charts.PLOT
+    assert all(left <= x <= right and top <= y <= bottom for x, y in chart.lines[0].dots)
+    assert len(chart.y_ticks) > 1
+    assert all(label.endswith("%") and float(label[:-2]) <= 100 for _, label in chart.y_ticks)
+
+
+def test_long_lists_of_problems_are_counted_not_told(read: Read) -> None:
+    html = read(page.render(report(problems=[f"picture {i}" for i in range(pages.MOST_LINES + 1050)])))
     assert f"picture {pages.MOST_LINES - 1} " in html.text
     assert f"picture {pages.MOST_LINES} " not in html.text
     assert "and 1,050 more" in html.text
@@ -376,7 +351,7 @@ def test_the_head_is_found_by_region_keypoints_or_guess() -> None:
     assert pictures.head_box(SIZE, None, points) == third
 
 
-def test_blur_reaches_every_picture_of_the_page() -> None:
+def test_blur_reaches_every_picture_of_the_page(read: Read) -> None:
     # A head of stripes a pixel wide on a flat body: where stripes survive, neighbouring rows differ a lot.
     crop = np.full((128, 64, 3), 120, np.uint8)
     crop[:40:2], crop[1:40:2] = 0, 255
@@ -387,7 +362,7 @@ def test_blur_reaches_every_picture_of_the_page() -> None:
     lists = [RankedList(Query(crop, 1, 2), [match, replace(match, region_map=None)], 1)]
 
     def stripes(blur: bool) -> list[float]:
-        html = Page(page.render(report(crops=[shown], rankings=lists), blur_faces=blur))
+        html = read(page.render(report(crops=[shown], rankings=lists), blur_faces=blur))
         heads = [decoded(a["src"])[:, 24:40].astype(float).mean(axis=(1, 2)) for a in html.all("img")]
         heads = [head[: len(head) * 36 // 128] for head in heads]
         return [float(np.abs(np.diff(head)).mean()) for head in heads]
@@ -437,11 +412,11 @@ def test_overlays_draw_regions_masks_and_keypoints() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (257, 3), (1000, 700)])
-def test_any_size_of_crop(size: tuple[int, int]) -> None:
+def test_any_size_of_crop(size: tuple[int, int], read: Read) -> None:
     crop, region_map = noise(5, size), np.ones(size, np.uint8)
     points = np.full((17, 3), 1e9, np.float32)
     shown = CropView("x", crop, np.full((2, 3), np.nan, np.float32), points, region_map, "region", None)
-    html = Page(page.render(report(crops=[shown], rankings=()), blur_faces=True))
+    html = read(page.render(report(crops=[shown], rankings=()), blur_faces=True))
     assert all(max(decoded(a["src"]).shape) <= pictures.OVERLAY_SIDE for a in html.all("img"))
 
 
