@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import mgran_fast
+from mgran_fast import diagnosis
 
 ROOT = Path(mgran_fast.__file__).parent
 
@@ -84,19 +85,20 @@ def test_one_version_everywhere() -> None:
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MGRAN_BACKEND", raising=False)
     answer = mgran_fast.doctor()
-    keys = {"python", "platform", "packages", "extension", "devices", "backend", "ops", "advice"}
+    keys = {"python", "platform", "packages", "extras", "extension", "cuda", "devices", "backend", "ops", "advice"}
     assert answer.keys() == keys
     assert answer["python"].split(".")[:2] == [str(part) for part in sys.version_info[:2]]
     assert answer["backend"] == "auto"
     assert answer["packages"]["torch"] == metadata.version("torch")
     assert answer["devices"][0].startswith("cpu (")
-    ops = {"crops", "regions", "inputs", "align", "pooling", "conv", "network", "ranking", "shots"}
+    ops = {"crops", "regions", "inputs", "align", "pooling", "batchnorm"}
+    ops |= {"conv", "network", "ranking", "shots", "rerank", "search"}
     assert answer["ops"].keys() == ops | ({"pointwise", "stem"} if torch.cuda.is_available() else set())
     for choices in answer["ops"].values():
-        assert all(choice == "native" or choice.startswith("reference: ") for choice in choices.values())
+        assert all(choice.startswith(("native: ", "reference: ")) for choice in choices.values())
     assert all("cpu" in answer["ops"][op] for op in ops)
     built = "problem" not in answer["extension"]
-    assert (answer["ops"]["regions"]["cpu"] == "native") == built
+    assert answer["ops"]["regions"]["cpu"].startswith("native: C++") == built
     assert built or any("build the extension" in line for line in answer["advice"])
 
 
@@ -106,6 +108,27 @@ def test_doctor_names_a_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer["backend"] == "reference"
     said = {choice for choices in answer["ops"].values() for choice in choices.values()}
     assert said == {"reference: MGRAN_BACKEND=reference"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "served"),
+    [
+        ((9, 0), "75-real,80-real,90-real,100-real,120", True),
+        ((8, 6), "80-real,90", True),
+        ((8, 6), "75-real,90", False),
+        ((12, 0), "75-real,90", True),
+        ((12, 1), "75-real,90-real", False),
+        ((7, 0), "75-real,90", False),
+        ((9, 0), None, False),
+    ],
+)
+def test_doctor_looks_whether_a_gpu_is_served(
+    capability: tuple[int, int], built: str | None, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    told = diagnosis._unserved(built, 0)
+    assert (told == "") == served
+    assert served or f"MGRAN_CUDA_ARCHITECTURES={capability[0]}{capability[1]}" in told
 
 
 # --- imports point one way ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mgran_fast.cli import app
+from mgran_fast.cli import TRAIN, app
 from mgran_fast.cli.options import (
     Accelerator,
     Counts,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mgran_fast.train.machines import Machines
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def ablate(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the data set, or file of a table. Wanted but with --table-only.")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mgran_fast.cli import app
+from mgran_fast.cli import MEASURE, app
 from mgran_fast.errors import MGRANError
 
 #: Below the table.
@@ -18,7 +18,7 @@ NOTES = (
 )
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def cost(
     people: Annotated[int, typer.Option(min=1, help="People in one pass; the engine takes 32 at most.")] = 8,
     size: Annotated[str, typer.Option(help="Height x width of a crop in pixels.")] = "256x128",

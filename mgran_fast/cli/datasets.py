@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgran_fast.cli import app
+from mgran_fast.cli import TRAIN, app
 from mgran_fast.cli.options import Counts, Split, Variant
 from mgran_fast.errors import DataError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mgran_fast.data.sets import SetInfo
 
 datasets = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
-app.add_typer(datasets, name="datasets")
+app.add_typer(datasets, name="datasets", rich_help_panel=TRAIN)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The data set's name, of mgran-fast datasets.")]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mgran_fast.cli import WORKERS, app
+from mgran_fast.cli import START, WORKERS, app
 from mgran_fast.cli.train import missing_extra
 
 # Found by trying: what two cores learn from in a few minutes. A ResNet-50, the trunk of everything else, and its last
@@ -21,7 +21,7 @@ CAMERAS, VIEWS = 3, 4
 MEAN, STD = (0.4, 0.4, 0.4), (0.25, 0.25, 0.25)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for pictures, checkpoints and the report.")] = Path("runs/demo"),
     epochs: Annotated[int, typer.Option(help="Passes over the training pictures.")] = 5,

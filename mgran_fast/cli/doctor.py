@@ -1,4 +1,4 @@
-"""mgran-fast doctor: what is installed, what runs where, and why."""
+"""mgran-fast doctor: what is installed, what runs where, and why; what to do."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from mgran_fast.cli import app
+from mgran_fast.cli import START, app
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def doctor(json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """Tell versions, devices, and which backend each op uses and why.
+    """Tell versions, devices, which backend each op uses and why, and what to do.
 
     Example: mgran-fast doctor
     """
@@ -22,14 +22,21 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")]
     if json_:
         common.print_json(found)
         return
-    common.console.print(f"Python {found['python']} on {found['platform']}")
+    say = common.console.print
+    say(f"Python {found['python']} on {found['platform']}")
     for name, version in found["packages"].items():
-        common.console.print(f"{name}: {version or 'not installed'}")
+        say(f"{name}: {version or 'not installed'}")
     for name, value in found["extension"].items():
-        common.console.print(f"extension {name}: {value or 'none'}")
-    common.console.print(f"devices: {', '.join(found['devices'])}")
+        say(f"extension {name}: {value or 'none'}")
+    say(f"torch was built with CUDA: {found['cuda'] or 'no'}")
+    say(f"devices: {', '.join(found['devices'])}")
     for op, choices in found["ops"].items():
         for device, choice in choices.items():
-            common.console.print(f"{op} on {device}: {choice}")
+            say(f"{op} on {device}: {choice}")
+    for name, extra in found["extras"].items():
+        if extra["missing"]:
+            say(f"not installed, for {extra['for']}: pip install 'mgran_fast[{name}]' ({', '.join(extra['missing'])})")
     for line in found["advice"]:
-        common.console.print(f"advice: {line}", style="yellow")
+        say(f"advice: {line}", style="yellow")
+    if not found["advice"]:
+        say("nothing to mend", style="green")

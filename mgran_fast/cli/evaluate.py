@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mgran_fast.cli import WORKERS, app
+from mgran_fast.cli import TRAIN, WORKERS, app
 from mgran_fast.cli.options import Counts, Dataset, Split, Variant
 from mgran_fast.errors import DataError
 
@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from mgran_fast.engine.engine import Engine
     from mgran_fast.model import MGRAN
 
-#: Pictures that int8 is calibrated on.
-CALIBRATION = 64
 
-
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def evaluate(
     data: Annotated[Path, typer.Option(help="Folder of the data set, or file of a table: mgran-fast datasets.")],
     checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a run.")] = Path(
@@ -226,18 +223,13 @@ def evaluate(
 
 def _engine(model: MGRAN, precision: str, dataset: DataSet, files: Masks | None) -> Engine:
     from mgran_fast.cli import common
-    from mgran_fast.data import Sample, collate
     from mgran_fast.engine.optimize import calibrate, optimize
-    from mgran_fast.metrics.embedding import crops_for
+    from mgran_fast.metrics.embedding import some_crops
 
     if precision != "int8":
         return optimize(model, precision)
     # Of people that are not looked for, where there are any.
-    records = dataset.train or dataset.gallery
-    records = records[:: max(1, len(records) // CALIBRATION)][:CALIBRATION]
-    crops, estimated = crops_for(model, records, files)
-    read = (crops[i] for i in range(len(crops)))
-    batch = collate([sample for sample in read if isinstance(sample, Sample)])
-    calibration = calibrate(model, batch.crops, region_map=None if estimated else batch.region_maps)
+    crops, region_map = some_crops(model, dataset.train or dataset.gallery, files)
+    calibration = calibrate(model, crops, region_map=region_map)
     common.console.print(str(calibration))
     return optimize(model, precision, calibration=calibration)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgran_fast.cli import app
+from mgran_fast.cli import USE, app
 
 if TYPE_CHECKING:
     from mgran_fast.extraction import Extracted
@@ -17,7 +17,7 @@ _MACHINES = "Machines"
 _LISTED = 20
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def extract(
     pictures: Annotated[
         Path,

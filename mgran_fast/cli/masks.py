@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgran_fast.cli import WORKERS, app
+from mgran_fast.cli import TRAIN, WORKERS, app
 from mgran_fast.cli.options import Counts, Dataset, Split, Variant
 from mgran_fast.errors import DataError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LISTED = 20
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def masks(
     data: Annotated[
         Path,

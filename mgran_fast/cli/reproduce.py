@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgran_fast.cli import WORKERS, app
+from mgran_fast.cli import TRAIN, WORKERS, app
 from mgran_fast.cli.options import Accelerator, Counts, Devices, MasksFolder, Nodes, Strategy, TrunkWeights
 from mgran_fast.cli.train import machines_of, missing_extra, overrides, own_cache
 from mgran_fast.errors import DataError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "map": "mAP"}
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def reproduce(
     row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="Which row; without it all are listed.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the row's data set. Wanted with a row.")] = None,

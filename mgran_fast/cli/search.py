@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgran_fast.cli import WORKERS, app
+from mgran_fast.cli import USE, WORKERS, app
 from mgran_fast.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FILTERS = "Filters"
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def search(
     query: Annotated[Path, typer.Argument(help="A picture, a folder of pictures, or a table of them.")],
     gallery: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgran_fast.cli import WORKERS, app
+from mgran_fast.cli import TRAIN, WORKERS, app
 from mgran_fast.cli.options import Accelerator, Counts, Dataset, Devices, MasksFolder, Nodes, Split, Strategy, Variant
 from mgran_fast.errors import DataError, MGRANError
 
@@ -36,7 +36,7 @@ def missing_extra(error: ImportError) -> Exception:
 
 
 # Options that name a setting have no default of their own: one that is not given leaves to the file what it says.
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def train(
     ctx: typer.Context,
     data: Annotated[

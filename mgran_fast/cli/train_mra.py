@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgran_fast.cli import WORKERS, app
+from mgran_fast.cli import TRAIN, WORKERS, app
 from mgran_fast.cli.train import missing_extra
 from mgran_fast.errors import DataError, MGRANError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mgran_fast.train.mra.config import MRAConfig
 
 
-@app.command("train-mra")
+@app.command("train-mra", rich_help_panel=TRAIN)
 def train_mra(
     data: Annotated[
         list[str] | None,

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.utils.data import DataLoader
 
 from mgran_fast.alignment import Alignment
-from mgran_fast.data import Batch, CropDataset, Masks, Problems, Record, collate
+from mgran_fast.data import Batch, CropDataset, Masks, Problems, Record, Sample, collate
 from mgran_fast.data.cache import PRESENT
 from mgran_fast.errors import DataError
 from mgran_fast.layouts import Layout
@@ -190,6 +190,19 @@ def crops_for(network: Network, records: Sequence[Record], masks: Masks | None) 
         keypoint_threshold=alignment.keypoint_threshold,
     )
     return dataset, estimated
+
+
+def some_crops(
+    network: Network, records: Sequence[Record], masks: Masks | None, count: int = 64
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``count`` pictures at most, spread evenly over ``records``, to calibrate on: crops uint8 [N, H, W, 3] and their
+    region map, None where the network's estimator is to look. What cannot be read is left out.
+    """
+    chosen = records[:: max(1, len(records) // count)][:count]
+    crops, estimated = crops_for(network, chosen, masks)
+    read = (crops[i] for i in range(len(crops)))
+    batch = collate([sample for sample in read if isinstance(sample, Sample)])
+    return batch.crops, None if estimated else batch.region_maps
 
 
 def with_mirror(encode: Encode, layout: Layout) -> Encode:

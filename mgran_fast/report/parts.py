@@ -105,7 +105,8 @@ def compare(
         )
     if count == 1:
         return [None] * len(gallery)
-    a, b = query.double().cpu().view(1, count, -1), gallery.double().cpu().view(len(gallery), count, -1)
+    width = len(query) // count
+    a, b = query.double().cpu().view(1, count, width), gallery.double().cpu().view(len(gallery), count, width)
     seen, shown = query_visible.bool().cpu(), gallery_visible.bool().cpu()
     both = seen & shown
     counts = both if visible else seen | shown
