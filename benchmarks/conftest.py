@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import mgran_fast
+from mgran_fast.bench import paired
 from mgran_fast.ops import backend
 
 
@@ -27,9 +28,6 @@ def _load(name: str) -> Any:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-paired = _load("paired")
 
 
 @dataclass
@@ -88,6 +86,7 @@ def compare(request: pytest.FixtureRequest, threads: int) -> Callable[..., None]
 
     ``bars`` says what is wanted: contestant (or several, "a|b": the best of them) -> how many times longer it must
     take than ours; below 1 ours may take longer. ``count`` people are handled by one call, for the speed's sake.
+    ``rounds``: so many, for calls that take seconds.
     """
 
     def run(
@@ -95,8 +94,10 @@ def compare(request: pytest.FixtureRequest, threads: int) -> Callable[..., None]
         contestants: Mapping[str, Callable[[], object]],
         bars: Mapping[str, float] | None = None,
         count: int | None = None,
+        rounds: int | None = None,
     ) -> None:
-        timings = paired.race(contestants, seconds=request.config.getoption("--seconds"))
+        fixed = {} if rounds is None else {"least": rounds, "most": rounds}
+        timings = paired.race(contestants, seconds=request.config.getoption("--seconds"), **fixed)
         ours = timings["ours"]
         wanted = {}
         for peers, bar in (bars or {}).items():

@@ -40,7 +40,7 @@ def peers(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of a second: once to warm up, then seven times."""
-    paired = sys.modules["paired"]
+    paired = sys.modules["mgran_fast.bench.paired"]
     monkeypatch.setattr(paired, "WARM_UP", 1)
     monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=7))
 

@@ -25,7 +25,7 @@ BAR = 50.0
 @pytest.fixture
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stock detectors take seconds a person: once to warm up, then three times."""
-    paired = sys.modules["paired"]
+    paired = sys.modules["mgran_fast.bench.paired"]
     monkeypatch.setattr(paired, "WARM_UP", 1)
     monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=3))
 

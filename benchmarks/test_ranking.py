@@ -156,7 +156,7 @@ def test_single_gallery_shot(compare: Callable[..., None]) -> None:
 @pytest.fixture
 def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what takes minutes."""
-    paired = sys.modules["paired"]
+    paired = sys.modules["mgran_fast.bench.paired"]
     monkeypatch.setattr(paired, "WARM_UP", 0)
     monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=2, most=2))
 

@@ -66,7 +66,7 @@ def contestants(threads: int, memory: str) -> Iterator[dict[str, Contestant]]:
 @pytest.fixture
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of seconds, which follow one another in a training run: five times, in each turn one more before."""
-    paired = sys.modules["paired"]
+    paired = sys.modules["mgran_fast.bench.paired"]
     monkeypatch.setattr(paired, "WARM_UP", 1)
     monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=5, warm_each=True))
 

@@ -160,12 +160,13 @@ ALLOWED: dict[str, set[str]] = {
     "train": MIDDLE,
     "extractor": MODEL | {"weights", "data", "metrics", "search", "engine"},
     "extraction": MODEL | {"weights", "data", "metrics", "search", "engine"},
+    "bench": MODEL | {"weights", "data", "metrics", "engine"},
     "diagnosis": OPS,
     "reproduce": MIDDLE | {"diagnosis", ""},
     # The top may use everything below; only a command line knows about other commands.
     "report": MIDDLE | {"diagnosis", ""},
     "integrations": MIDDLE | {"diagnosis", ""},
-    "cli": MIDDLE | {"diagnosis", "reproduce", "report", "integrations", ""},
+    "cli": MIDDLE | {"bench", "diagnosis", "reproduce", "report", "integrations", ""},
     "__main__": {"cli"},
     # The package itself only names what it loads on demand.
     "": {*MIDDLE, "diagnosis"},

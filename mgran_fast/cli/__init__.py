@@ -55,6 +55,7 @@ def _common(
 # They register themselves with the app.
 from mgran_fast.cli import (  # noqa: E402
     ablate,
+    bench,
     cost,
     datasets,
     demo,
@@ -72,6 +73,7 @@ from mgran_fast.cli import (  # noqa: E402
 __all__ = [
     "ablate",
     "app",
+    "bench",
     "cost",
     "datasets",
     "demo",
@@ -87,20 +89,12 @@ __all__ = [
     "train_mra",
 ]
 # In the order in which a newcomer wants them, not that of the modules' imports.
-_ORDER = [
-    "demo",
-    "doctor",
-    "masks",
-    "train",
-    "train-mra",
-    "evaluate",
-    "reproduce",
-    "ablate",
-    "extract",
-    "search",
-    "export",
-    "cost",
-]
+_ORDER = (
+    *("demo", "doctor"),
+    *("masks", "train", "train-mra", "evaluate", "reproduce", "ablate"),
+    *("extract", "search", "export"),
+    *("bench", "cost"),
+)
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or command.callback.__name__))  # type: ignore[union-attr]
 
 

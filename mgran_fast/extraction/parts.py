@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +119,9 @@ def is_extraction(folder: Path) -> bool:
     return (folder / FOLDER / SETTINGS).is_file()
 
 
-def load_gallery(output: Path) -> Gallery:
+def load_gallery(folder: str | os.PathLike[str]) -> Gallery:
     """All that an extraction has written so far, to be searched. Raises DataError, or MGRANError without pyarrow."""
-    arrow = pyarrow()
+    arrow, output = pyarrow(), Path(folder)
     plan = Plan.opened(output)
     if plan is None:
         raise DataError(f"{output}: nothing that mgran-fast extract wrote")

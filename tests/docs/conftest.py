@@ -190,7 +190,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("template")
     size = (32, 16)
     made = write(here / "FOLDER", people=(6, 4), cameras=2, views=2, size=size)
-    for other in ("data/mine", "shared/mine"):
+    for other in ("data/mine", "shared/mine", "runs/demo/data"):
         shutil.copytree(made.root, here / other)
     miniature("market1501", here / "data/market1501", size=size)
     miniature("cuhk03", here / "data/cuhk03", size=size)
@@ -211,7 +211,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(here)
         _run("train", "--data", "FOLDER", "--output", "trained", *SMALL)
         for run in ("mine", "demo"):
-            (here / "runs" / run).mkdir(parents=True)
+            (here / "runs" / run).mkdir(parents=True, exist_ok=True)
             shutil.copy("trained/model.safetensors", here / "runs" / run)
         given = ("--checkpoint", "runs/mine/model.safetensors", "--workers", "0")
         _run("search", "person.jpg", "pictures", "--save", "galleries/street", *given)
