@@ -28,9 +28,13 @@ def run(output: Path, numbers: Sequence[int], processes: int, threads: int, done
         MGRANError: of a process, or one was killed several times over the same part. Parts that are written stay.
     """
     if processes == 1 or len(numbers) == 1:
-        embedder = Embedder(output, threads=threads)
-        for number in numbers:
-            done(embedder(number))
+        before = torch.get_num_threads()
+        try:
+            embedder = Embedder(output, threads=threads)
+            for number in numbers:
+                done(embedder(number))
+        finally:
+            torch.set_num_threads(before)
         return
     waiting, attempts = list(reversed(numbers)), dict.fromkeys(numbers, 0)
     workers = [_Worker(output, place, threads) for place in range(min(processes, len(numbers)))]
@@ -52,6 +56,7 @@ def run(output: Path, numbers: Sequence[int], processes: int, threads: int, done
                 if answer >= 0 or attempts[at] >= ATTEMPTS:
                     raise MGRANError(_died(answer, attempts[at]))
                 _log.warning("a process was killed (signal %d): its part is made again", -answer)
+                worker.stop()
                 worker.start()
                 worker.give(at)
     finally:

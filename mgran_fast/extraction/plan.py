@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mgran_fast.errors import DataError, MGRANError
 from mgran_fast.search.pictures import Picture
 from mgran_fast.weights import files
@@ -67,9 +69,9 @@ class Plan:
         arrow = pyarrow()
         self.output, self.settings, self._tables = output, settings, list(tables)
         self._table = arrow.concat_tables(tables) if tables else None
-        parts = [] if self._table is None else self._table.column("part").to_numpy()
+        parts = np.zeros(0, np.int32) if self._table is None else self._table.column("part").to_numpy()
         # Where each part begins; parts are numbered without a gap.
-        self._starts = [i for i in range(len(parts)) if i == 0 or parts[i] != parts[i - 1]]
+        self._starts: list[int] = np.flatnonzero(np.diff(parts, prepend=-1)).tolist()
 
     @classmethod
     def opened(cls, output: Path) -> Plan | None:
@@ -132,8 +134,13 @@ class Plan:
         return [number for number in range(len(self)) if self.file(number).name not in there]
 
     def extended(self, pictures: Sequence[Picture]) -> Plan:
-        """With further pictures in parts of their own, written."""
+        """With further pictures in parts of their own, written. Raises DataError for a name that is no UTF-8."""
         arrow = pyarrow()
+        for one in pictures:
+            try:
+                one.name.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"{str(one.path)!r}: the name is not valid UTF-8; rename the file") from None
         size = part_size(len(pictures))
         columns = {
             "path": arrow.array([one.name for one in pictures], arrow.string()),

@@ -121,6 +121,8 @@ def extract(
             for number in parts.problems(plan):
                 plan.file(number).unlink()
         reports, seconds = _make(plan, ray, processes, threads, progress)
+        # What processes that were killed had begun to write.
+        files.sweep(output)
         problems = [line for lines in parts.problems(plan).values() for line in lines]
     at_work = sum(one.pictures for one in reports)
     return Extracted(

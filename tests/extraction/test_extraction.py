@@ -181,6 +181,22 @@ def _die(end: Any, output: Path, place: int, threads: int) -> None:
 # --- refused ----------------------------------------------------------------------------------------------------
 
 
+def test_a_name_that_is_no_text(world: Any, tmp_path: Path) -> None:
+    try:
+        picture(Path(os.fsdecode(bytes(tmp_path / "pictures") + b"/\xff.png")))
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    with pytest.raises(DataError, match=r"udcff.png': the name is not valid UTF-8; rename the file"):
+        extract(tmp_path / "pictures", tmp_path / "out", world.checkpoint)
+
+
+def test_threads_of_the_caller_stay(world: Any, tmp_path: Path) -> None:
+    picture(tmp_path / "pictures" / "a.png")
+    before = torch.get_num_threads()
+    extract(tmp_path / "pictures", tmp_path / "out", world.checkpoint, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
 def test_errors_of_a_process_are_told(world: Any, tmp_path: Path) -> None:
     copied = tmp_path / "model.safetensors"
     copied.write_bytes(b"no model")
