@@ -249,6 +249,78 @@ class MGRAN(nn.Module):
 
         return load(path, mra=mra, layout=layout, num_classes=num_classes)
 
+    def save_pretrained(
+        self, folder: str | PathLike[str], *, notes: Mapping[str, str] | None = None, license: str = "unknown"
+    ) -> None:
+        """Write ``model.safetensors``, as :meth:`save` does, and a model card, ``README.md``; one that is there stays.
+
+        Args:
+            notes: what is known of the training, and figures that were measured: kept, and told in the card.
+            license: of the weights, an identifier of the Hugging Face hub such as "apache-2.0" or "other".
+
+        Raises ValueError for a license that is no identifier.
+        """
+        from mgran_fast.integrations import hub
+
+        hub.save(self, folder, notes=notes, license=license)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        mra: Estimator | None = None,
+    ) -> MGRAN:
+        """Read what :meth:`save_pretrained` or :meth:`push_to_hub` wrote, in eval mode, on the CPU.
+
+        Args:
+            name: a folder, or "owner/name" on the Hugging Face hub: then the file is downloaded once, and kept.
+            revision: branch, tag or commit on the hub.
+            token: for private models; None for that of the login, if there is one.
+            cache_dir: where downloads are kept, None for the hub's own place.
+            mra: the estimator to give to it.
+
+        Raises:
+            CheckpointError: it cannot be had, or is no MGRAN checkpoint.
+            MGRANError: the hub is asked, and huggingface_hub is not installed.
+        """
+        from mgran_fast.integrations import hub
+
+        return hub.from_pretrained(name, revision=revision, token=token, cache_dir=cache_dir, mra=mra)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        notes: Mapping[str, str] | None = None,
+        license: str = "unknown",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        message: str = "Upload MGRAN",
+    ) -> str:
+        """Upload weights and model card to the Hugging Face hub; a card that is there stays. Returns the commit's URL.
+
+        Args:
+            name: "owner/name"; made when missing.
+            notes, license: as for :meth:`save_pretrained`.
+            private: of a new repository; None for the owner's default.
+            revision: the branch, made when missing; None for the main one.
+            token: None for that of the login.
+            message: of the commit.
+
+        Raises:
+            MGRANError: it cannot be uploaded, or huggingface_hub is not installed.
+        """
+        from mgran_fast.integrations import hub
+
+        return hub.push(
+            self, name, notes=notes, license=license, private=private, revision=revision, token=token, message=message
+        )
+
     def _run(
         self,
         crops: torch.Tensor,
