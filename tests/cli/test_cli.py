@@ -60,6 +60,15 @@ def test_no_command_shows_the_help(cli: Cli) -> None:
     assert "Usage" in outcome.out + outcome.err
 
 
+def test_the_shell_completes() -> None:
+    def completed(words: str) -> set[str]:
+        asked = {"_MGRAN_FAST_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        return set(CliRunner().invoke(app, [], env=asked, prog_name="mgran-fast").stdout.split())
+
+    assert completed("mgran-fast ex") == {"export", "extract"}
+    assert completed("mgran-fast extract --pro") == {"--processes"}
+
+
 def test_version(cli: Cli) -> None:
     outcome = cli("--version")
     assert (outcome.code, outcome.out) == (0, f"mgran-fast {mgran_fast.__version__}\n")
