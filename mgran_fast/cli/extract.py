@@ -51,8 +51,8 @@ def extract(
         int | None,
         typer.Option(
             min=1,
-            help="That embed; default: one for each GPU, or where there is none one for each two cores; on a cluster"
-            " all that there is room for.",
+            help="That read and embed, and share the GPUs; default: one for each two cores, at least one for each GPU;"
+            " on a cluster all that there is room for.",
             rich_help_panel=_MACHINES,
         ),
     ] = None,

@@ -76,7 +76,8 @@ def extract(
         masks: a region cache or a folder of mask files; None for ``regions`` or ``masks`` in the folder of pictures,
             and where neither is, for the estimator.
         batch_size: pictures at once.
-        processes: that embed; by default one for each GPU, or where there is none one for each two cores.
+        processes: that read and embed; by default one for each two cores, and at least one for each GPU. They share
+            the GPUs.
         threads: of each process; by default what there is for each.
         ray: the address of a Ray cluster, see :func:`mgran_fast.extraction.cluster.run`; None for this machine alone.
         retry: try pictures that could not be read once more.
@@ -166,7 +167,8 @@ def shares(processes: int | None, threads: int | None) -> tuple[int, int]:
     """How many processes, and threads for each, of what is asked for and what the machine has."""
     cores = torch.get_num_threads()
     if processes is None:
-        processes = torch.cuda.device_count() or max(1, cores // (threads or 2))
+        # They share the GPUs: there reading is what takes the time.
+        processes = max(1, torch.cuda.device_count(), cores // (threads or 2))
     return processes, threads or max(1, cores // processes)
 
 

@@ -22,6 +22,7 @@ from mgran_fast import DataError, FeatureExtractor, MGRANError
 from mgran_fast.errors import CheckpointError
 from mgran_fast.extraction import columns, extract, load_gallery, local, plan
 from mgran_fast.extraction.plan import locked
+from mgran_fast.extraction.run import shares
 from mgran_fast.weights import files
 
 
@@ -195,6 +196,27 @@ def test_threads_of_the_caller_stay(world: Any, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     extract(tmp_path / "pictures", tmp_path / "out", world.checkpoint, threads=before + 1)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "asked", "given"),
+    [
+        (2, 0, (None, None), (1, 2)),
+        (16, 0, (None, None), (8, 2)),
+        (16, 0, (None, 4), (4, 4)),
+        (16, 0, (3, None), (3, 5)),
+        (16, 2, (None, None), (8, 2)),
+        (4, 8, (None, None), (8, 1)),
+        (1, 0, (2, None), (2, 1)),
+    ],
+)
+def test_shares_of_the_machine(
+    cores: int, gpus: int, asked: tuple[int | None, int | None], given: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert shares(*asked) == given
 
 
 def test_errors_of_a_process_are_told(world: Any, tmp_path: Path) -> None:
