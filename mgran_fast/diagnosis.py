@@ -80,11 +80,15 @@ def doctor() -> dict[str, Any]:
     }
 
 
+def why_not_native(op: str, device: str) -> str:
+    """Why the kernels of an op of :data:`OPS` cannot run on a device ("cpu", "cuda"); empty when they can."""
+    return backend.why_not_native(_KNOWN_AS.get(op, op), device)
+
+
 def _choice(op: str, device: str) -> str:
     if backend.requested() == "reference":
         return "reference: MGRAN_BACKEND=reference"
-    reason = backend.why_not_native(_KNOWN_AS.get(op, op), device)
-    if reason:
+    if reason := why_not_native(op, device):
         return f"reference: {reason}"
     if device == "cuda":
         return "native: Triton" if op in backend.TRITON else "native: CUDA"

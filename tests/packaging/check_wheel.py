@@ -45,10 +45,10 @@ def main(site: str, cuda: str) -> None:
     map_ = ops.regions(torch.ones(1, 8, 4), torch.zeros(1, 17, 3), (24, 12))
     assert map_[0, :, 0].tolist() == [1] * 4 + [2] * 8 + [3] * 12
     for op, devices in diagnosis.OPS.items():
-        assert "cpu" not in devices or backend.why_not_native(op, "cpu") == "", backend.why_not_native(op, "cpu")
+        assert "cpu" not in devices or diagnosis.why_not_native(op, "cpu") == "", diagnosis.why_not_native(op, "cpu")
         if "cuda" not in devices:
             continue
-        missing = backend.why_not_native(op, "cuda")
+        missing = diagnosis.why_not_native(op, "cuda")
         there = wanted or op in backend.TRITON
         assert (missing == "") == there or "Triton" in missing, f"{op} on cuda: {missing or 'there'}"
     # Out of the box: crops and nothing else.
