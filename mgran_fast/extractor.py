@@ -167,6 +167,8 @@ class FeatureExtractor:
             if len(items) != 1:
                 raise ValueError(f"boxes are of one frame or one video, not of {len(items)}")
             if videos:
+                if not (callable(boxes) or isinstance(boxes, Mapping)):
+                    raise TypeError("boxes of a video are a mapping from numbers of frames, or a function")
                 return self._embed(self._people(videos[0], boxes), 0, step)
             frame = _array(read_picture(paths[0]) if paths else items[0])
             if frame.ndim != 3:
@@ -211,15 +213,20 @@ class FeatureExtractor:
             yield [f"{path}#{frame.number}.{i}" for i in range(len(crops))], crops
 
     def _cut(self, frame: torch.Tensor, boxes: Any) -> torch.Tensor:
-        corners = torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4)
-        crops: torch.Tensor = ops.crops(frame.to(self.device), corners.to(self.device), self._size)
+        given = boxes if isinstance(boxes, torch.Tensor) else torch.from_numpy(np.array(boxes, dtype=np.float32))
+        corners = given.detach().to(self.device, torch.float32)
+        if not corners.numel():
+            corners = corners.reshape(0, 4)
+        if corners.ndim != 2 or corners.shape[1] != 4:
+            raise ValueError(f"boxes must be float [N, 4], left, top, right, bottom, not {list(corners.shape)}")
+        crops: torch.Tensor = ops.crops(frame.to(self.device), corners, self._size)
         return crops
 
     def _files(self, paths: list[Path], step: Step | None) -> Features:
         pictures: list[Picture] = []
         masks = None
         for path in paths:
-            root, found = find_pictures(path)
+            root, found = find_pictures(path, timed=False)
             pictures += [one if path.is_dir() else replace(one, name=str(one.path)) for one in found]
             if path.is_dir() and len(paths) == 1 and not self.alignment.layout.whole:
                 masks = find_masks(root, None)
@@ -244,7 +251,7 @@ def _engine(
     if isinstance(given, MGRAN):
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
         # The engine copies what it needs; the model's own estimator moves with the model.
-        return optimize(given.to(where).eval(), torch.float32 if precision is None else precision)
+        return optimize(given.to(where), torch.float32 if precision is None else precision)
     if precision is not None or (device is not None and torch.device(device).type != given.device.type):
         raise ValueError(f"the engine is {given.precision} on {given.device}: leave precision and device out")
     return given

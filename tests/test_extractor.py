@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,37 @@ def test_a_video(extractor: FeatureExtractor, film: Path) -> None:
     assert extractor.extract(film, boxes={}).vectors.shape == (0, extractor.dim)
 
 
+def test_a_video_that_lies_is_turned_as_players_do(film: Path, tmp_path: Path) -> None:
+    # The matrix in the track's header says how a frame is to be shown: here a quarter turn.
+    content, at = film.read_bytes(), film.read_bytes().index(b"tkhd") + 4 + 40
+    assert struct.unpack(">9i", content[at : at + 36]) == (65536, 0, 0, 0, 65536, 0, 0, 0, 2**30)
+    turned = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 2**30)
+    (tmp_path / "turned.mp4").write_bytes(content[:at] + turned + content[at + 36 :])
+    stored, shown = (next(video.frames(path)).pixels for path in (film, tmp_path / "turned.mp4"))
+    # Clockwise, by the matrix (a, b, c, d) = (0, 1, -1, 0).
+    assert np.array_equal(shown, np.rot90(stored, -1))
+
+
+def test_masks_beside_pictures_are_no_pictures(extractor: FeatureExtractor, tmp_path: Path) -> None:
+    data = write(tmp_path / "data", people=(2, 2), cameras=2, views=2, size=SIZE).root
+    names = extractor.extract(data).names
+    assert (data / "masks").is_dir()
+    assert names == tuple(sorted(one.relative_to(data).as_posix() for one in data.rglob("*.jpg")))
+
+
+def test_the_model_stays_in_its_mode(model: MGRAN) -> None:
+    other = MGRAN(size=SIZE, trunk="resnet18").train()
+    FeatureExtractor(other, device="cpu")
+    assert other.training
+
+
 def test_a_video_that_breaks_off(extractor: FeatureExtractor, film: Path, tmp_path: Path) -> None:
+    content = film.read_bytes()
+    # Pictures of noughts, and the index behind them as it was.
+    at, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    (tmp_path / "broken.mp4").write_bytes(content[:at] + bytes(end - at) + content[end:])
+    with pytest.raises(DataError, match=r"broken.mp4: frame \d+ cannot be decoded"):
+        extractor(tmp_path / "broken.mp4")
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(DataError, match=r"text.mp4: not a video that can be read"):
         extractor(tmp_path / "text.mp4")
@@ -214,6 +245,8 @@ def test_what_is_no_picture(extractor: FeatureExtractor, model: MGRAN, folder: P
         ([picture, picture], {"boxes": [[0, 0, 1, 1]]}, ValueError, "one frame or one video, not of 2"),
         (["a.mp4", "b.jpg"], {}, TypeError, "files, videos and arrays in one call"),
         ("none.mp4", {}, DataError, "none.mp4: no such file; give a video"),
+        ("none.mp4", {"boxes": [[0, 0, 1, 1]]}, TypeError, "boxes of a video are a mapping from numbers of frames"),
+        (picture, {"boxes": np.ones((2, 6))}, ValueError, r"boxes must be float \[N, 4\], .*, not \[2, 6\]"),
     ]
     for given, options, error, words in cases:
         with pytest.raises(error, match=words):

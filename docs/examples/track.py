@@ -166,6 +166,8 @@ def around(shown: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 def recorded(folder: Path, boxes: Path, confidence: float) -> Iterator[Frame]:
     """The pictures of a folder in the order of their names, with the boxes of a MOTChallenge file."""
+    if not folder.is_dir() or not boxes.is_file():
+        raise DataError(f"{folder}, {boxes}: --frames wants a folder that is there, and --boxes a file")
     pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not pictures:
         raise DataError(f"{folder}: no picture; --frames wants a folder of .jpg or .png, one a frame")

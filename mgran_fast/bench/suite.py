@@ -115,7 +115,8 @@ def _engines(model: MGRAN, precision: str, crops: torch.Tensor, region_map: torc
     engine = optimize(model, precision, calibration=calibration)
 
     def eager() -> torch.Tensor:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision not in ("float32", "int8")):
+        half = torch.float16 if precision == "float16" else torch.bfloat16
+        with torch.autocast(model.device.type, half, enabled=precision not in ("float32", "int8")):
             return model(crops, region_map=region_map)  # type: ignore[no-any-return]
 
     return {"ours": lambda: engine(crops, region_map=region_map), "eager": eager}

@@ -65,7 +65,10 @@ def export(
         if json_:
             common.print_json({"path": str(path), "format": format, **told})
         return
-    error = write(model, path, format, kernels=kernels)
+    try:
+        error = write(model, path, format, kernels=kernels)
+    except OSError as problem:
+        raise MGRANError(_unwritten(path, problem)) from None
     h, w = model.size
     taken = f"crops uint8 [N, {h}, {w}, 3] and region_map uint8 [N, {h}, {w}]"
     common.console.print(f"{path}: {taken} -> embeddings float32 [N, {model.dim}]")
@@ -80,6 +83,7 @@ def export(
 def _engine(model: MGRAN, path: Path, precision: str, pictures: Path | None) -> dict[str, Any]:
     """Write an engine: what is told of it."""
     import torch
+    from safetensors import SafetensorError
 
     from mgran_fast.cli import common
     from mgran_fast.data import Record
@@ -101,7 +105,14 @@ def _engine(model: MGRAN, path: Path, precision: str, pictures: Path | None) -> 
         engine = optimize(model, precision, calibration=calibration)
     except ValueError as error:
         raise MGRANError(str(error)) from None
-    engine.save(path)
+    try:
+        engine.save(path)
+    except (OSError, SafetensorError) as problem:
+        raise MGRANError(_unwritten(path, problem)) from None
     common.console.print(f"{path}: {engine}")
     cosines = {} if calibration is None else {"people": calibration.people, "cosines": calibration.cosines}
     return {"precision": engine.precision, "device": str(engine.device), **cosines}
+
+
+def _unwritten(path: Path, problem: Exception) -> str:
+    return f"{path}: cannot be written ({problem}); name another --output"

@@ -75,7 +75,8 @@ def extract(
     Its columns: path, person, camera, time, embedding, visible (of each part of the body), no_person, model.
 
     Run it again after a kill, a crash or a full disk: it goes on where it stopped, nothing is lost or twice. Run it
-    again when there are more pictures: those are added. mgran-fast search takes the folder as a gallery.
+    again when there are more pictures: those are added. mgran-fast search takes the folder as a gallery, with the same
+    checkpoint.
 
     Example: mgran-fast extract pictures/ --output pictures.parquet --checkpoint runs/market/model.safetensors
     """

@@ -102,7 +102,10 @@ def search(
     made = told(checkpoint)
     if precision == "int8":
         raise DataError("--precision int8: takes pictures to calibrate on; take float32 or bfloat16")
-    network = model if precision is None else optimize(model, precision)
+    try:
+        network = model if precision is None else optimize(model, precision)
+    except ValueError as error:
+        raise DataError(f"--precision {precision}: {error}") from None
     _, asked = find_pictures(query)
     problems: list[str] = []
 
@@ -115,7 +118,8 @@ def search(
     files = None
     if saved or extracted:
         held = Gallery.load(gallery) if saved else load_gallery(gallery)
-        if held.model != made:
+        # By its digest: it may lie elsewhere now.
+        if held.model.rpartition(" ")[2] != made.rpartition(" ")[2]:
             raise DataError(
                 f"{gallery}: its embeddings are of {held.model or 'an unknown model'}, this is {made}; name that"
                 " --checkpoint, or search the pictures again"

@@ -26,7 +26,8 @@ from mgran_fast.data.records import Record
 from mgran_fast.errors import DataError
 from mgran_fast.layouts import KEYPOINTS
 
-_MASKS = "masks"
+#: The folder of masks, beside those of the pictures.
+MASKS = "masks"
 _KEYPOINTS = "keypoints.json"
 # A probability that was rounded on its way through a file may leave [0, 1] by this much.
 _SLACK = 1e-3
@@ -69,7 +70,7 @@ class MaskFiles:
         self.root = Path(root)
         if not self.available(self.root):
             raise DataError(
-                f"{self.root / _MASKS}: no such folder; write one grey PNG a picture there, "
+                f"{self.root / MASKS}: no such folder; write one grey PNG a picture there, "
                 "name another folder, or use layout 'none'"
             )
         self._rows, self._keypoints, self._presence, self._told = _read_keypoints(self.root / _KEYPOINTS)
@@ -80,7 +81,7 @@ class MaskFiles:
     @staticmethod
     def available(root: str | os.PathLike[str]) -> bool:
         """Whether the folder ``root`` holds a folder of masks."""
-        return (Path(root) / _MASKS).is_dir()
+        return (Path(root) / MASKS).is_dir()
 
     def mask_path(self, path: str | os.PathLike[str]) -> Path:
         """Where the mask of the crop ``path`` is, or would be."""
@@ -161,7 +162,7 @@ class MaskFiles:
         return relative.as_posix() in self._rows or self._file(relative).is_file()
 
     def _file(self, relative: Path) -> Path:
-        return self.root / _MASKS / relative.with_suffix(".png")
+        return self.root / MASKS / relative.with_suffix(".png")
 
 
 def _check_aspect(file: Path, mask: tuple[int, int], path: Path, crop: tuple[int, int]) -> None:

@@ -56,7 +56,10 @@ def frames(path: Path) -> Iterator[Frame]:
         number = -1
         try:
             for number, frame in enumerate(container.decode(stream)):
-                yield Frame(number, frame.to_ndarray(format="rgb24"))
+                pixels = frame.to_ndarray(format="rgb24")
+                # As players show it: a telephone that is held upright writes frames that lie, and by how much.
+                turns = round(getattr(frame, "rotation", 0) / 90) % 4
+                yield Frame(number, np.ascontiguousarray(np.rot90(pixels, turns)))
         except FFmpegError as error:
             raise DataError(
                 f"{path}: frame {number + 1} cannot be decoded ({error.strerror}); cut the video before it, or write it"

@@ -4,7 +4,8 @@
     OUTPUT/_plan/                     which pictures are in which part, and how they are embedded
 
 The plan is made first and says which pictures go into which part; a part is written by one process and appears whole.
-So what a run makes is the same to the byte however many processes make it, wherever, and however often they are killed.
+So what a run makes is the same to the byte on machines of one kind, however many processes make it and however often
+they are killed.
 """
 
 from mgran_fast.extraction.parts import columns, is_extraction, load_gallery

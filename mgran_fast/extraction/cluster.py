@@ -13,6 +13,7 @@ import numpy as np
 
 from mgran_fast.errors import MGRANError
 from mgran_fast.extraction.embedder import Embedder, Report
+from mgran_fast.extraction.local import ATTEMPTS
 
 _FIELDS = ("number", "pictures", "read", "no_person")
 
@@ -27,7 +28,7 @@ def run(
 ) -> None:
     """Make the parts of these numbers on a cluster; the folder must be under the same path on every machine.
 
-    Ray makes the parts of a process or machine that died again.
+    Ray makes the parts of a process or machine that died again, each :data:`ATTEMPTS` times at the most.
 
     Args:
         address: of the cluster, as ``ray.init`` takes it: "auto", "host:port", "ray://host:port", or "local" for
@@ -49,6 +50,9 @@ def run(
     try:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
+        largest = max((int(one["Resources"].get("CPU", 0)) for one in ray.nodes() if one["Alive"]), default=0)
+        if threads > largest:
+            raise MGRANError(f"--threads {threads}: the largest machine of the cluster has {largest} cores")
         room = gpus or max(1, int(resources.get("CPU", 1)) // threads)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -62,6 +66,7 @@ def run(
             compute=ray.data.ActorPoolStrategy(size=min(processes or room, room, len(numbers))),
             num_cpus=threads,
             num_gpus=1 if gpus else None,
+            max_task_retries=ATTEMPTS - 1,
         )
         for row in reports.iter_rows():
             done(Report(*(int(row[name]) for name in _FIELDS)))
@@ -90,7 +95,7 @@ class _Actor:
     """An embedder as Ray Data calls it."""
 
     def __init__(self, output: str, threads: int) -> None:
-        self._embedder = Embedder(Path(output), threads=threads)
+        self._embedder = Embedder(Path(output), threads)
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         reports = [self._embedder(int(number)) for number in batch["number"]]
@@ -112,7 +117,7 @@ def _reason(error: BaseException) -> str:
     seen: BaseException | None = error
     while seen is not None:
         cause = getattr(seen, "cause", None)
-        if isinstance(cause, MGRANError):
+        if isinstance(cause, (MGRANError, ValueError)):
             return str(cause)
         seen = cause if isinstance(cause, BaseException) else seen.__cause__
     return f"the cluster failed: {error}; run the command again: it goes on where it stopped"

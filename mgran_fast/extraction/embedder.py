@@ -36,7 +36,6 @@ class Embedder:
 
     Args:
         output: the folder; its plan says all the rest.
-        device: where the engine runs; None for a GPU where there is one.
         threads: of this process; None leaves them.
 
     Raises:
@@ -44,7 +43,7 @@ class Embedder:
         CheckpointError: the model's file cannot be read.
     """
 
-    def __init__(self, output: Path, device: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, output: Path, threads: int | None = None) -> None:
         plan = Plan.opened(output)
         if plan is None:
             raise DataError(
@@ -57,9 +56,7 @@ class Embedder:
         if threads is not None:
             torch.set_num_threads(threads)
         self.plan = plan
-        self.engine = open_engine(
-            settings.checkpoint, settings.precision, device, mra=open_estimator(settings.mra)
-        )  # fmt: skip
+        self.engine = open_engine(settings.checkpoint, settings.precision, mra=open_estimator(settings.mra))
         self._masks = None if settings.masks is None else find_masks(settings.root, settings.masks)
 
     def __call__(self, number: int) -> Report:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import connection, get_all_start_methods, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -20,6 +21,8 @@ _log = logging.getLogger(__name__)
 # So often a part is tried before it, and not chance, is what kills processes.
 ATTEMPTS = 3
 
+Answer: TypeAlias = "Report | MGRANError | ValueError"
+
 
 def run(output: Path, numbers: Sequence[int], processes: int, threads: int, done: Callable[[Report], None]) -> None:
     """Make the parts of these numbers.
@@ -30,7 +33,7 @@ def run(output: Path, numbers: Sequence[int], processes: int, threads: int, done
     if processes == 1 or len(numbers) == 1:
         before = torch.get_num_threads()
         try:
-            embedder = Embedder(output, threads=threads)
+            embedder = Embedder(output, threads)
             for number in numbers:
                 done(embedder(number))
         finally:
@@ -45,7 +48,7 @@ def run(output: Path, numbers: Sequence[int], processes: int, threads: int, done
             ready = connection.wait([end for worker in busy for end in worker.ends])
             for worker in (one for one in busy if any(end in ready for end in one.ends)):
                 at, answer = worker.number, worker.answer()
-                if isinstance(answer, MGRANError):
+                if isinstance(answer, (MGRANError, ValueError)):
                     raise answer
                 if isinstance(answer, Report):
                     done(answer)
@@ -94,11 +97,11 @@ class _Worker:
         with suppress(OSError):
             self._here.send(number)
 
-    def answer(self) -> Report | MGRANError | int:
+    def answer(self) -> Answer | int:
         """What it says of its part; the exit code where it died."""
         try:
             if self._here.poll():
-                found: Report | MGRANError = self._here.recv()
+                found: Answer = self._here.recv()
                 return found
         except (EOFError, OSError):
             pass
@@ -115,7 +118,8 @@ class _Worker:
 
 def _context() -> Any:
     """How processes begin: as children of one that has imported all and has no threads, where the system knows that."""
-    if "forkserver" not in get_all_start_methods():
+    # Apple's libraries are not safe after a fork.
+    if "forkserver" not in get_all_start_methods() or sys.platform == "darwin":
         return get_context("spawn")
     context = get_context("forkserver")
     context.set_forkserver_preload([Embedder.__module__])
@@ -136,20 +140,16 @@ def _serve(end: Any, output: Path, place: int, threads: int) -> None:
             return
         try:
             if embedder is None:
-                embedder = Embedder(output, _device(place), threads)
-            answer: Report | MGRANError = embedder(number)
-        except MGRANError as error:
+                if gpus := torch.cuda.device_count():
+                    torch.cuda.set_device(place % gpus)
+                embedder = Embedder(output, threads)
+            answer: Answer = embedder(number)
+        except (MGRANError, ValueError) as error:
             answer = error
         try:
             end.send(answer)
         except OSError:  # whoever asked is gone
             return
-
-
-def _device(place: int) -> str | None:
-    """Processes share out the GPUs."""
-    gpus = torch.cuda.device_count()
-    return f"cuda:{place % gpus}" if gpus else None
 
 
 def _died(code: int, attempts: int) -> str:

@@ -114,6 +114,15 @@ def problems(plan: Plan) -> dict[int, list[str]]:
     return found
 
 
+def names(file: Path) -> set[str]:
+    """The paths of a part's rows. Raises DataError where it cannot be read."""
+    arrow = pyarrow()
+    try:
+        return set(arrow.parquet.read_table(file, columns=["path"]).column("path").to_pylist())
+    except (arrow.ArrowException, OSError, KeyError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); remove it and run the command again") from None
+
+
 def is_extraction(folder: Path) -> bool:
     """Whether an extraction was begun in a folder."""
     return (folder / FOLDER / SETTINGS).is_file()

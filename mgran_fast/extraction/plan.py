@@ -89,15 +89,32 @@ class Plan:
             while (table := output / FOLDER / PICTURES.format(len(tables))).is_file():
                 tables.append(arrow.feather.read_table(table))
             return cls(output, settings, tables)
+        except DataError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, arrow.ArrowException) as error:
             raise DataError(f"{file.parent}: damaged ({error}); name another --output") from None
 
     @classmethod
     def begun(cls, output: Path, settings: Settings) -> Plan:
         """A plan without pictures, written."""
-        content = {"format": FORMAT, **dataclasses.asdict(settings)}
-        _write(output / FOLDER / SETTINGS, json.dumps(content, indent=2).encode())
+        _keep(output, settings)
         return cls(output, settings, [])
+
+    def moved(self, settings: Settings) -> Plan:
+        """With the checkpoint where it lies now. Raises as :meth:`check`."""
+        self.check(settings)
+        if settings.checkpoint == self.settings.checkpoint:
+            return self
+        # What people are told of the model stays: it is in the parts.
+        now = dataclasses.replace(self.settings, checkpoint=settings.checkpoint)
+        _keep(self.output, now)
+        return Plan(self.output, now, self._tables)
+
+    def forget(self) -> None:
+        """Remove it. No process may be at work."""
+        (self.output / FOLDER / SETTINGS).unlink()
+        for number in range(len(self._tables)):
+            (self.output / FOLDER / PICTURES.format(number)).unlink()
 
     def __len__(self) -> int:
         """How many parts there are."""
@@ -188,7 +205,7 @@ def locked(output: Path) -> Iterator[None]:
                 raise DataError(
                     f"{output}: another process is writing to it; wait for it, or name another --output"
                 ) from None
-            raise DataError(f"{file}: {error}; remove it") from None
+            raise DataError(f"{file}: cannot be written ({error}); name another --output") from None
         yield
 
 
@@ -200,6 +217,11 @@ def pyarrow() -> Any:
     except ImportError as error:
         raise MGRANError("Parquet takes pyarrow, which is not installed: pip install 'mgran_fast[search]'") from error
     return pyarrow
+
+
+def _keep(output: Path, settings: Settings) -> None:
+    content = {"format": FORMAT, **dataclasses.asdict(settings)}
+    _write(output / FOLDER / SETTINGS, json.dumps(content, indent=2).encode())
 
 
 def _write(path: Path, content: Any) -> None:

@@ -77,7 +77,7 @@ def extract(
             and where neither is, for the estimator.
         batch_size: pictures at once.
         processes: that read and embed; by default one for each two cores, and at least one for each GPU. They share
-            the GPUs.
+            the GPUs. They import the script that calls this, which wants ``if __name__ == "__main__":`` for it.
         threads: of each process; by default what there is for each.
         ray: the address of a Ray cluster, see :func:`mgran_fast.extraction.cluster.run`; None for this machine alone.
         retry: try pictures that could not be read once more.
@@ -111,17 +111,27 @@ def extract(
     if output.is_dir() and any(output.iterdir()) and not (output / FOLDER).is_dir():
         raise DataError(f"{output}: holds other things; name an empty folder or a new one")
     with locked(output):
-        plan = Plan.opened(output) or Plan.begun(output, settings)
-        plan.check(settings)
+        plan = Plan.opened(output)
+        if plan is None and any(output.glob("*.parquet")):
+            raise DataError(f"{output}: holds parts of a plan that is gone; name another --output")
+        plan = (plan or Plan.begun(output, settings)).moved(settings)
         files.sweep(output)
         before, here = set(plan.names), {one.name for one in found}
         more = [one for one in found if one.name not in before]
         if more:
             plan = plan.extended(more)
-        if retry:
-            for number in parts.problems(plan):
+        gone = before - here
+        for number in parts.problems(plan) if retry else ():
+            # The rows of pictures that are gone could not be made again.
+            if gone.isdisjoint(parts.names(plan.file(number))):
                 plan.file(number).unlink()
-        reports, seconds = _make(plan, ray, processes, threads, progress)
+        try:
+            reports, seconds = _make(plan, ray, processes, threads, progress)
+        except BaseException:
+            # Settings that cannot be, for example: nothing depends on the plan yet.
+            if ray is None and len(plan.missing()) == len(plan):
+                plan.forget()
+            raise
         # What processes that were killed had begun to write.
         files.sweep(output)
         problems = [line for lines in parts.problems(plan).values() for line in lines]
@@ -132,7 +142,7 @@ def extract(
         made=sum(one.read for one in reports),
         kept=plan.pictures - at_work,
         added=len(more) if before else 0,
-        gone=len(before - here),
+        gone=len(gone),
         no_person=sum(one.no_person for one in reports),
         problems=tuple(problems),
         seconds=seconds,

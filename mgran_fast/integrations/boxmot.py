@@ -111,6 +111,8 @@ class ReID:
         return torch.where(vectors.any(1, keepdim=True), vectors, self.embedding_dim**-0.5)
 
     def _shown(self, detections: Any, boxes: torch.Tensor) -> torch.Tensor:
+        if not len(boxes):
+            return torch.zeros((0, *self.input_shape), dtype=torch.uint8)
         if detections.masks is None:
             raise ValueError("masks were asked for, and the detections have none: add a segmentor, or masks=False")
         return cut_masks(detections.masks.values, boxes, self.input_shape)

@@ -27,8 +27,8 @@ tags:
 # {title}
 
 MGRAN (Mask-Guided Region Attention Network, Zhou & Yu, PAKDD 2020) for person re-identification: a crop of a pedestrian
-goes in, a vector comes out that is near to vectors of the same person in pictures of other cameras. The background is 0
-in all that the network sees, and each body region is pooled for itself.
+goes in, a vector comes out that is near to vectors of the same person in pictures of other cameras. With the
+layouts region and part the background is 0 in all that the network sees. Each body region is pooled for itself.
 
 | | |
 |---|---|
@@ -89,10 +89,10 @@ def card(model: MGRAN, name: str | None, notes: Mapping[str, str], license: str)
         "trunk": model.config["trunk"],
         "embedding": f"{model.dim} numbers: {len(model.layout.inputs)} x {model.ma.trunk.dim}",
         "parameters": f"{parameters:,}",
-        "identities in training": str(model.num_classes),
+        "identities in training": str(model.num_classes or "not known"),
     }
     told = (
-        _table({"note": "value", "---": "---", **notes})
+        f"| note | value |\n|---|---|\n{_table(notes)}"
         if notes
         else (
             "No figures came with this checkpoint. Measure it on pictures of your own before you rely on it:"

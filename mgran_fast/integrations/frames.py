@@ -23,7 +23,10 @@ def cut(extractor: FeatureExtractor, frame: Any, boxes: torch.Tensor, *, bgr: bo
     Raises TypeError or ValueError for another dtype or shape.
     """
     size = read_size(extractor.alignment)
-    pixels = torch.as_tensor(frame if isinstance(frame, torch.Tensor) else np.ascontiguousarray(frame))
+    if not isinstance(frame, torch.Tensor):
+        # Frames that nobody may write to are copied, since torch would warn of them.
+        frame = torch.from_numpy(np.require(frame, requirements=("C", "W")))
+    pixels: torch.Tensor = frame
     pixels, corners = pixels.to(extractor.device), boxes.to(extractor.device)
     # Whichever are fewer bytes are turned round: the frame, or its crops.
     crowded = 3 * len(boxes) * size[0] * size[1] > pixels.numel()

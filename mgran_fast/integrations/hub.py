@@ -56,8 +56,9 @@ def from_pretrained(
     text = os.fspath(name)
     if not NAME.fullmatch(text):
         raise CheckpointError(f"{text}: neither a folder nor the name of a model on the hub, which is owner/name")
+    hub = _hub()
     try:
-        path = _hub().hf_hub_download(
+        path = hub.hf_hub_download(
             text,
             WEIGHTS,
             revision=revision,
@@ -65,7 +66,7 @@ def from_pretrained(
             cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             library_name="mgran_fast",
         )
-    except (OSError, ValueError) as error:
+    except _failures(hub) as error:
         raise CheckpointError(f"{text}: no folder, and not to be had from the hub: {_first(error)}") from error
     return load(path, mra=mra)
 
@@ -82,8 +83,11 @@ def push(
     message: str = "Upload MGRAN",
 ) -> str:
     """Upload weights and card. See :meth:`mgran_fast.MGRAN.push_to_hub`."""
+    if not NAME.fullmatch(name):
+        raise MGRANError(f"{name}: the name of a model on the hub is owner/name")
     text = card(model, name, notes or {}, license)
-    api = _hub().HfApi(token=token, library_name="mgran_fast")
+    hub = _hub()
+    api = hub.HfApi(token=token, library_name="mgran_fast")
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / WEIGHTS, notes=notes)
         try:
@@ -94,11 +98,16 @@ def push(
             if not api.file_exists(name, CARD, revision=revision):
                 (Path(folder) / CARD).write_text(text, encoding="utf-8")
             commit = api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
-        except (OSError, ValueError) as error:
+        except _failures(hub) as error:
             raise MGRANError(
                 f"{name}: not uploaded: {_first(error)}; log in with `hf auth login`, or pass a token that may write"
             ) from error
     return str(commit.commit_url)
+
+
+def _failures(hub: ModuleType) -> tuple[type[Exception], ...]:
+    """What its calls raise: the errors of its HTTP client are not all OSError."""
+    return OSError, ValueError, *hub.errors.HfHubHTTPError.__bases__
 
 
 def _hub() -> ModuleType:

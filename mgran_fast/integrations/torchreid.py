@@ -4,8 +4,10 @@
     from mgran_fast.integrations.torchreid import register
 
     register(trunk="resnet50", size=(256, 128))
-    model = torchreid.models.build_model("mgran", num_classes=751, loss="triplet", pretrained=False)
-    engine = torchreid.engine.ImageTripletEngine(datamanager, model, optimizer)
+    model = torchreid.models.build_model("mgran", num_classes=751, loss="triplet", pretrained=False).cuda()
+    optimizer = torchreid.optim.build_optimizer(model, optim="adam", lr=3e-4)
+    scheduler = torchreid.optim.build_lr_scheduler(optimizer, stepsize=20)  # torchreid saves its state, and wants one
+    engine = torchreid.engine.ImageTripletEngine(datamanager, model, optimizer, scheduler=scheduler)
     engine.run(max_epoch=60, save_dir="log/mgran")
     model.mgran.save("model.safetensors")  # for everything else in mgran_fast
 

@@ -198,7 +198,8 @@ def some_crops(
     """``count`` pictures at most, spread evenly over ``records``, to calibrate on: crops uint8 [N, H, W, 3] and their
     region map, None where the network's estimator is to look. What cannot be read is left out.
     """
-    chosen = records[:: max(1, len(records) // count)][:count]
+    some = min(count, len(records))
+    chosen = [records[i * len(records) // some] for i in range(some)]
     crops, estimated = crops_for(network, chosen, masks)
     read = (crops[i] for i in range(len(crops)))
     batch = collate([sample for sample in read if isinstance(sample, Sample)])

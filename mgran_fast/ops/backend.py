@@ -16,6 +16,8 @@ import logging
 import os
 from types import ModuleType
 
+from mgran_fast.errors import DataError
+
 logger = logging.getLogger("mgran_fast.ops")
 
 CHOICES = ("auto", "native", "reference")
@@ -57,7 +59,7 @@ def requested() -> str:
     """The value of MGRAN_BACKEND: auto, native or reference. Raises ValueError for anything else."""
     choice = os.environ.get("MGRAN_BACKEND", "auto").lower() or "auto"
     if choice not in CHOICES:
-        raise ValueError(f"MGRAN_BACKEND must be one of {', '.join(CHOICES)}, not {choice!r}")
+        raise DataError(f"MGRAN_BACKEND must be one of {', '.join(CHOICES)}, not {choice!r}")
     return choice
 
 

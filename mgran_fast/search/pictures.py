@@ -10,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from mgran_fast.data import Masks, Record
+from mgran_fast.data import MaskFiles, Masks, Record
 from mgran_fast.data.market import EXTENSIONS, NAME
+from mgran_fast.data.masks import MASKS
 from mgran_fast.data.tables import SUFFIXES, read_rows
 from mgran_fast.errors import DataError
 from mgran_fast.metrics.embedding import Embedded, Network, Progress, embed
@@ -53,12 +54,14 @@ def find_pictures(where: Path, *, timed: bool = True) -> tuple[Path, list[Pictur
         MGRANError: a Parquet table, and pyarrow is not installed.
     """
     if where.is_dir():
-        found = sorted(
-            Path(folder) / name
-            for folder, _, names in os.walk(where)
-            for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        )
+        # The masks beside pictures are none of people.
+        masked = MaskFiles.available(where)
+        found = []
+        for folder, below, names in os.walk(where):
+            if masked and Path(folder) == where:
+                below.remove(MASKS)
+            found += [Path(folder, name) for name in names if name.lower().endswith(EXTENSIONS) and name[0] != "."]
+        found.sort()
         if not found:
             raise DataError(f"{where}: no picture, {', '.join(EXTENSIONS)}, in this folder or below it")
         return where, [_named(where, path, timed) for path in found]

@@ -83,7 +83,7 @@ def sha256(path: Path) -> str:
 
 def told(path: Path) -> str:
     """A file as people know it, its folder and name, and the start of its digest. Raises DataError."""
-    return f"{path.parent.name}/{path.name} {sha256(path)[:12]}"
+    return f"{path.absolute().parent.name}/{path.name} {sha256(path)[:12]}"
 
 
 def _sync(path: Path) -> None:

@@ -278,6 +278,8 @@ def test_exporting_an_engine(trained: Any, copied: Path, tmp_path: Path, cli: Cl
         (("--format", "engine", "--precision", "int8"), "--precision int8 and --calibrate PICTURES go together"),
         (("--format", "engine", "--calibrate", pictures), "go together"),
         (("--format", "engine", "--precision", "int4"), "int4"),
+        (("--format", "engine", "--output", checkpoint / "below"), "below: cannot be written"),
+        (("--format", "torch", "--output", checkpoint / "below"), "below: cannot be written"),
         (
             ("--format", "engine", "--precision", "int8", "--calibrate", tmp_path / "empty"),
             "not one picture could be read",

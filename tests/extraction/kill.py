@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 CODE = """
@@ -48,7 +49,8 @@ def campaign(pictures: Path, output: Path, checkpoint: Path, processes: int, kil
             time.sleep(0.002)
         # Anywhere from the import on, or within the part at hand.
         time.sleep(moments.uniform(0, 4) if wanted == before else moments.uniform(0, 0.2))
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):  # it has ended
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         seen.append(len(list(output.glob("*.parquet"))))
     last = start(pictures, output, checkpoint, processes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -56,7 +57,10 @@ def test_two_machines_and_a_killed_worker(world: Any, tmp_path: Path, address: s
     def step(done: int, total: int) -> None:
         steps.append((done, total))
         if not killed:
-            mine = workers() - others
+            # The second may still be starting.
+            end = time.monotonic() + 60
+            while len(mine := workers() - others) < 2 and time.monotonic() < end:
+                time.sleep(0.05)
             assert len(mine) == 2, "two machines work"
             killed.append(min(mine))
             os.kill(killed[0], signal.SIGKILL)
@@ -70,6 +74,8 @@ def test_two_machines_and_a_killed_worker(world: Any, tmp_path: Path, address: s
     assert extract(world.pictures, tmp_path / "out", world.checkpoint, ray=address).made == 0
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no model")
+    with pytest.raises(MGRANError, match="--threads 5: the largest machine of the cluster has 1 cores"):
+        extract(world.pictures, tmp_path / "more", world.checkpoint, ray=address, threads=5)
     with pytest.raises(MGRANError, match=r"broken.safetensors: not a safetensors file"):
         extract(world.pictures, tmp_path / "other", broken, ray=address)
 

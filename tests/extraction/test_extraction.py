@@ -148,6 +148,39 @@ def test_pictures_that_cannot_be_read(world: Any, tmp_path: Path) -> None:
     assert "05.png" in load_gallery(found.output).names
 
 
+def test_rows_of_pictures_that_are_gone_stay(world: Any, tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / "pictures" / f"{i}.png", i)
+    (tmp_path / "pictures" / "1.png").write_bytes(b"no picture")
+    extract(tmp_path / "pictures", tmp_path / "out", world.checkpoint)
+    (tmp_path / "pictures" / "0.png").unlink()
+    found = extract(tmp_path / "pictures", tmp_path / "out", world.checkpoint, retry=True)
+    assert (found.gone, found.made) == (1, 0)
+    assert load_gallery(found.output).names == ("0.png", "2.png")
+
+
+def test_a_wrong_first_try_spoils_nothing(world: Any, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for processes in (1, 2):
+        with pytest.raises(ValueError, match="float61"):
+            extract(world.pictures, output, world.checkpoint, precision="float61", processes=processes)
+    assert extract(world.pictures, output, world.checkpoint).made == 108
+    shutil.rmtree(output / "_plan")
+    (output / "_plan").mkdir()
+    with pytest.raises(DataError, match="holds parts of a plan that is gone"):
+        extract(world.pictures, output, world.checkpoint)
+
+
+def test_a_checkpoint_that_was_moved(world: Any, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(world.output, tmp_path / "out"))
+    (output / "part-000001.parquet").unlink()
+    moved = Path(shutil.copy(world.checkpoint, tmp_path / "moved.safetensors"))
+    settings = output / "_plan" / "settings.json"
+    settings.write_text(settings.read_text().replace(str(world.checkpoint), "/nowhere/model.safetensors"))
+    assert extract(world.pictures, output, moved).made == 32
+    assert world.parts(output) == world.parts(world.output)
+
+
 # --- killed -----------------------------------------------------------------------------------------------------
 
 

@@ -152,6 +152,7 @@ def test_masks_are_of_their_own_detection(extractor: FeatureExtractor, scene: An
     assert float((found - other).abs().max()) > 1e-2
     (empty,) = reid.encode([frame], [Detections(Values(torch.zeros(0, 4)), Values(torch.zeros(0, 200, 320).bool()))])
     assert empty.shape == (0, extractor.dim)
+    assert reid.encode([frame], [Detections(Values(torch.zeros(0, 4)))])[0].shape == (0, extractor.dim)
     with pytest.raises(ValueError, match="the detections have none"):
         reid.encode([frame], [given(scene)[1]])
     with pytest.raises(ValueError, match=r"masks must be bool \[N, H, W\] for N = 5 boxes, not \[4, 200, 320\]"):

@@ -202,6 +202,15 @@ def test_push_to_a_branch_with_a_card(hub: Any, model: MGRAN, tmp_path: Path, mo
     assert os.listdir(tmp_path / "up") == ["model.safetensors"]
 
 
+def test_without_a_network(hub: Any, model: MGRAN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in hub.errors.HfHubHTTPError.__bases__:
+        monkeypatch.setattr(hub, "HfApi", Api(tmp_path / "up", error=kind("no route")))
+        with pytest.raises(MGRANError, match="not uploaded: no route"):
+            model.push_to_hub(NAME)
+    with pytest.raises(MGRANError, match="mine: the name of a model on the hub is owner/name"):
+        model.push_to_hub("mine")
+
+
 def test_push_without_a_login(hub: Any, model: MGRAN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = hub.errors.LocalTokenNotFoundError("Token is required\nbut none was found")
     monkeypatch.setattr(hub, "HfApi", Api(tmp_path / "up", error=error))
