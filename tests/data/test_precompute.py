@@ -457,6 +457,8 @@ def test_a_second_builder_is_turned_away(tmp_path: Path) -> None:
     assert run(tmp_path).computed == 8
 
 
+# torch tells of it from a signal handler, wherever its loader is by then: opening a file, which nobody then closes.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_reader_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder(tmp_path, 12)
     plain = precompute._Pictures.__getitem__

@@ -296,6 +296,8 @@ def test_what_a_killed_process_left_is_swept(tiny: DataSet, settings: Settings, 
 # --- dead processes and losses that are no numbers ----------------------------------------------------------------
 
 
+# torch tells of it from a signal handler, wherever its loader is by then: opening a file, which nobody then closes.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_dead_reader_is_told_in_one_line(
     whole: TrainResult, tiny: DataSet, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
