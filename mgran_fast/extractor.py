@@ -18,8 +18,7 @@ from mgran_fast.alignment import as_bytes, resize
 from mgran_fast.data import find_masks, video
 from mgran_fast.data.pictures import read_picture
 from mgran_fast.engine.engine import Engine
-from mgran_fast.engine.opened import open_engine
-from mgran_fast.engine.optimize import optimize
+from mgran_fast.engine.opened import engine_of, open_engine
 from mgran_fast.errors import DataError
 from mgran_fast.metrics.embedding import read_size
 from mgran_fast.model import MGRAN, Encoding
@@ -249,9 +248,8 @@ def _engine(
     if mra is not None:
         raise ValueError("mra is for a file: a model has its own")
     if isinstance(given, MGRAN):
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
         # The engine copies what it needs; the model's own estimator moves with the model.
-        return optimize(given.to(where), torch.float32 if precision is None else precision)
+        return engine_of(given, precision, device)
     if precision is not None or (device is not None and torch.device(device).type != given.device.type):
         raise ValueError(f"the engine is {given.precision} on {given.device}: leave precision and device out")
     return given

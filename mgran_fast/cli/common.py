@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
+#: The most pictures that cannot be used that are listed.
+LISTED = 20
 #: False positive rates at which the true positive rate is told.
 FALSE_RATES = (1e-4, 1e-3, 1e-2)
 
@@ -200,6 +202,14 @@ def write_report(
         ),
         blur_faces=blur_faces,
     )
+
+
+def tell_some(lines: Sequence[str]) -> None:
+    """Pictures that cannot be used; beyond :data:`LISTED` they are counted, not listed."""
+    for line in lines[:LISTED]:
+        console.print(f"  {line}", style="yellow")
+    if len(lines) > LISTED:
+        console.print(f"  and {len(lines) - LISTED} more", style="yellow")
 
 
 def command() -> str:

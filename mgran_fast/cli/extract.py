@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from mgran_fast.extraction import Extracted
 
 _MACHINES = "Machines"
-# More pictures that cannot be read than this are counted, not listed.
-_LISTED = 20
 
 
 @app.command(rich_help_panel=USE)
@@ -110,6 +108,8 @@ def extract(
 
 
 def _tell(found: Extracted, say: Any) -> None:
+    from mgran_fast.cli.common import tell_some
+
     say(
         f"{found.output}: {found.pictures} pictures, {found.made} embedded in {found.seconds:.1f} s"
         + (f" ({found.made / found.seconds:.1f} a second)" if found.made else "")
@@ -123,7 +123,4 @@ def _tell(found: Extracted, say: Any) -> None:
         say(f"  {found.no_person} show nobody, by their mask or presence: column no_person", style="yellow")
     if found.problems:
         say(f"  {len(found.problems)} cannot be read, and have no row; --retry tries them again:", style="yellow")
-        for line in found.problems[:_LISTED]:
-            say(f"  {line}", style="yellow")
-        if len(found.problems) > _LISTED:
-            say(f"  and {len(found.problems) - _LISTED} more", style="yellow")
+        tell_some(found.problems)

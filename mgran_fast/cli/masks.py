@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from mgran_fast.data.records import DataSet
     from mgran_fast.mra import Estimator
 
-# More pictures that cannot be used than this are counted, not listed.
-_LISTED = 20
-
 
 @app.command(rich_help_panel=TRAIN)
 def masks(
@@ -184,6 +181,8 @@ def _parts(
 
 
 def _tell(built: Built, say: Any) -> None:
+    from mgran_fast.cli.common import tell_some
+
     if built.changes:
         say(f"{built.file.name}: was made with {'; '.join(built.changes)}: all computed anew", style="yellow")
     size = built.file.stat().st_size
@@ -199,10 +198,7 @@ def _tell(built: Built, say: Any) -> None:
         )
     if built.problems:
         say(f"  {len(built.problems)} pictures cannot be used, and are tried again next time:", style="yellow")
-        for line in built.problems[:_LISTED]:
-            say(f"  {line}", style="yellow")
-        if len(built.problems) > _LISTED:
-            say(f"  and {len(built.problems) - _LISTED} more", style="yellow")
+        tell_some(built.problems)
 
 
 def _figures(built: Built) -> dict[str, Any]:

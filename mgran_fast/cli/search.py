@@ -86,7 +86,7 @@ def search(
     from mgran_fast.search.files import ENTRIES
     from mgran_fast.search.gallery import Gallery
     from mgran_fast.search.pictures import embed_pictures, find_pictures, gallery_of
-    from mgran_fast.weights.files import told
+    from mgran_fast.weights.files import sha256, told
 
     for option, value in (("--since", since), ("--until", until)):
         try:
@@ -99,7 +99,7 @@ def search(
     model = MGRAN.from_file(checkpoint, mra=common.open_estimator(mra)).eval()
     if torch.cuda.is_available():
         model = model.cuda()
-    made = told(checkpoint)
+    made = told(checkpoint, sha256(checkpoint))
     if precision == "int8":
         raise DataError("--precision int8: takes pictures to calibrate on; take float32 or bfloat16")
     try:

@@ -41,6 +41,12 @@ def open_engine(
             "int8 takes crops to calibrate on: give an engine that was saved,"
             ' optimize(model, "int8", calibration=...).save(path)'
         )
+    return engine_of(MGRAN.from_file(path, mra=mra), precision, device)
+
+
+def engine_of(
+    model: MGRAN, precision: torch.dtype | str | None = None, device: torch.device | str | None = None
+) -> Engine:
+    """The engine of a model, which is moved to where it runs. Arguments and ValueError as for :func:`open_engine`."""
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
-    model = MGRAN.from_file(path, mra=mra).to(where).eval()
-    return optimize(model, torch.float32 if precision is None else precision)
+    return optimize(model.to(where), torch.float32 if precision is None else precision)

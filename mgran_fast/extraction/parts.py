@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,8 @@ def problems(plan: Plan) -> dict[int, list[str]]:
 
 def names(file: Path) -> set[str]:
     """The paths of a part's rows. Raises DataError where it cannot be read."""
-    arrow = pyarrow()
-    try:
-        return set(arrow.parquet.read_table(file, columns=["path"]).column("path").to_pylist())
-    except (arrow.ArrowException, OSError, KeyError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); remove it and run the command again") from None
+    with _reading(file) as parquet:
+        return set(parquet.read_table(file, columns=["path"]).column("path").to_pylist())
 
 
 def is_extraction(folder: Path) -> bool:
@@ -140,13 +138,11 @@ def load_gallery(folder: str | os.PathLike[str]) -> Gallery:
         if number in missing:
             continue
         file = plan.file(number)
-        try:
-            table = arrow.parquet.read_table(file).combine_chunks()
+        with _reading(file) as parquet:
+            table = parquet.read_table(file).combine_chunks()
             vectors, visible = (_matrix(table.column(name)) for name in ("embedding", "visible"))
             names, persons, cameras = (table.column(name).to_pylist() for name in ("path", "person", "camera"))
             times = table.column("time").cast(arrow.timestamp("us")).to_numpy()
-        except (arrow.ArrowException, OSError, KeyError, ValueError) as error:
-            raise DataError(f"{file}: cannot be read ({error}); remove it and run mgran-fast extract again") from None
         gallery.add(vectors, names, persons=persons, cameras=cameras, times=times, visible=visible)
     return gallery
 
@@ -171,9 +167,16 @@ def _matrix(column: Any) -> torch.Tensor:
 
 
 def _about(file: Path) -> dict[str, Any]:
+    with _reading(file) as parquet:
+        about: dict[str, Any] = json.loads(parquet.read_schema(file).metadata[_KEY])
+    return about
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[Any]:
+    """pyarrow's parquet, to read a part with. Raises DataError where that fails."""
     arrow = pyarrow()
     try:
-        about: dict[str, Any] = json.loads(arrow.parquet.read_schema(file).metadata[_KEY])
-        return about
+        yield arrow.parquet
     except (arrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); remove it and run the command again") from None
+        raise DataError(f"{file}: cannot be read ({error}); remove it and run mgran-fast extract again") from None

@@ -96,11 +96,12 @@ def extract(
             raise ValueError(f"{name} must be at least 1, not {value}")
     root, found = find_pictures(Path(pictures), timed=False)
     output, file = Path(output), Path(checkpoint)
+    digest = files.sha256(file)
     settings = Settings(
         root=whole(root),
         checkpoint=whole(file),
-        sha256=files.sha256(file),
-        model=files.told(file),
+        sha256=digest,
+        model=files.told(file, digest),
         precision=precision,
         mra=mra if mra in ("regionnet", "regionnet+flip", "torchvision") else whole(mra),
         masks=None if (held := _masks(root, masks)) is None else whole(held),

@@ -81,9 +81,9 @@ def sha256(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def told(path: Path) -> str:
-    """A file as people know it, its folder and name, and the start of its digest. Raises DataError."""
-    return f"{path.absolute().parent.name}/{path.name} {sha256(path)[:12]}"
+def told(path: Path, digest: str) -> str:
+    """A file as people know it: its folder and name, and the start of its :func:`sha256`."""
+    return f"{path.absolute().parent.name}/{path.name} {digest[:12]}"
 
 
 def _sync(path: Path) -> None:
