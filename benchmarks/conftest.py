@@ -1,64 +1,50 @@
-"""The fixture ``compare`` and the table at the end: every benchmark is a race of contestants in one run."""
+"""The fixture ``compare``: every benchmark is a race of contestants in one run. What is measured, the plugin tells."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import mgran_fast
-from mgran_fast.bench import paired
-from mgran_fast.ops import backend
-
-
-def _load(name: str) -> Any:
-    # The folder is no package: pytest runs with --import-mode=importlib.
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@dataclass
-class Board:
-    """What the session measured."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-
-BOARD = pytest.StashKey[Board]()
+from mgran_fast.bench import paired, record
+from mgran_fast.bench.plugin import BOARD, Board, wanted
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record", metavar="FILE", help="write the benchmarks' figures to a JSON file")
+    parser.addoption("--record", metavar="FILE", help="write the benchmarks' figures to this JSON file as well")
     parser.addoption("--memory", choices=["new", "kept"], default="new", help="what results are written to")
     parser.addoption("--compile-mode", default="max-autotune", help="of torch.compile on a GPU; none leaves it out")
-    parser.addoption("--seconds", type=float, default=4.0, help="how long each race goes on (default 4)")
+    parser.addoption("--seconds", type=float, help="how long each race goes on (default: 4, the suite's 1.5)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[BOARD] = Board()
     # For the whole process: what was freed once cannot be made new again.
     if config.getoption("--memory") == "kept" and not paired.keep_freed_memory():
         raise pytest.UsageError("--memory kept: this C library has no mallopt")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if wanted(config):
+        return
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.skip(reason="benchmarks run with --benchmark"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    target = session.config.getoption("--record")
+    board = session.config.stash[BOARD]
+    if target and board.rows:
+        record.save(Path(target), record.record(board.rows, board.ceilings))
+
+
 @pytest.fixture
 def board(request: pytest.FixtureRequest) -> Board:
     """What was measured so far: for figures besides times."""
-    found: Board = request.config.stash[BOARD]
-    return found
+    return request.config.stash[BOARD]
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
@@ -81,7 +67,7 @@ def memory(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def compare(request: pytest.FixtureRequest, threads: int) -> Callable[..., None]:
+def compare(request: pytest.FixtureRequest, threads: int, board: Board) -> Callable[..., None]:
     """``compare(name, contestants, bars)`` races the contestants; the one called "ours" against the others.
 
     ``bars`` says what is wanted: contestant (or several, "a|b": the best of them) -> how many times longer it must
@@ -97,76 +83,11 @@ def compare(request: pytest.FixtureRequest, threads: int) -> Callable[..., None]
         rounds: int | None = None,
     ) -> None:
         fixed = {} if rounds is None else {"least": rounds, "most": rounds}
-        timings = paired.race(contestants, seconds=request.config.getoption("--seconds"), **fixed)
-        ours = timings["ours"]
-        wanted = {}
+        timings = paired.race(contestants, seconds=request.config.getoption("--seconds") or 4.0, **fixed)
+        ours, met = timings["ours"], {}
         for peers, bar in (bars or {}).items():
             best = min((timings[peer] for peer in peers.split("|")), key=lambda timing: timing.median)
-            wanted[peers] = {"bar": bar, "reached": paired.ratio(best, ours)}
-        request.config.stash[BOARD].rows.append(
-            {
-                "name": name,
-                "threads": threads,
-                "rounds": len(ours.rounds),
-                "milliseconds": {
-                    key: {
-                        "median": 1e3 * timing.median,
-                        "10 %": 1e3 * timing.quantile(0.1),
-                        "90 %": 1e3 * timing.quantile(0.9),
-                    }
-                    for key, timing in timings.items()
-                },
-                "ratios": {key: paired.ratio(t, ours) for key, t in timings.items() if key != "ours"},
-                "wanted": wanted,
-                "per second": None if count is None else count / ours.median,
-            }
-        )
+            met[peers] = {"bar": bar, "reached": paired.ratio(best, ours)}
+        board.rows.append({**record.row(name, threads, timings, count=count), "wanted": met})
 
     return run
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[BOARD].rows
-    if not rows:
-        return
-    terminalreporter.section("side by side: medians, and how many times longer the others take")
-    for row in rows:
-        if "MB" in row:
-            verdict = "reached" if row["MB"] <= row["wanted MB"] else "NOT REACHED"
-            terminalreporter.write_line(f"{row['name']}: {row['MB']:.0f} MB, wanted {row['wanted MB']}, {verdict}")
-            continue
-        ours = row["milliseconds"]["ours"]["median"]
-        speed = "" if row["per second"] is None else f", {row['per second']:,.0f} a second"
-        terminalreporter.write_line(f"{row['name']}, {row['threads']} thread(s): {ours:.3f} ms{speed}")
-        for peer, times in row["ratios"].items():
-            terminalreporter.write_line(f"    {peer}: {row['milliseconds'][peer]['median']:.3f} ms, {times:.2f}x")
-        for peers, bar in row["wanted"].items():
-            verdict = "reached" if bar["reached"] >= bar["bar"] else "NOT REACHED"
-            terminalreporter.write_line(
-                f"    wanted {bar['bar']:.2f}x against {peers}: {bar['reached']:.2f}x, {verdict}"
-            )
-    target = config.getoption("--record")
-    if target:
-        record = {"machine": machine(), "results": rows}
-        Path(target).write_text(json.dumps(record, indent=1) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """What a record says of where it was made."""
-    module = backend.extension()
-    return {
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "mgran_fast": mgran_fast.__version__,
-        "compiler": None if module is None else module.compiler,
-        "instructions": None if module is None else module.isa(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import machine
 
 from mgran_fast import rank
+from mgran_fast.bench import record
 from mgran_fast.metrics import euclidean, rerank
 
 QUERIES, GALLERY, PEOPLE, CAMERAS = 11659, 82161, 3060, 15
@@ -114,17 +114,17 @@ def main() -> None:
         options = ["--way", way, "--width", str(given.width), "--threads", str(given.threads)]
         answer = subprocess.run([sys.executable, __file__, *options], check=True, capture_output=True, text=True)
         for name, figures in json.loads(answer.stdout).items():
-            row = {"name": name, "width": given.width, "threads": given.threads, **figures}
-            rows.append(row)
+            seconds, beyond, peak = (figures[key] for key in ("seconds", "MB beyond", "MB peak"))
+            at = {"queries": QUERIES, "gallery": GALLERY, "width": given.width}
+            once = {"milliseconds": {"ours": {"median": 1e3 * seconds}}, "MB beyond": beyond, "MB peak": peak}
+            rows.append({"name": name, "at": at, "threads": given.threads, **once})
             sys.stdout.write(
-                f"{name}, {given.width} wide, {given.threads} thread(s): {row['seconds']:.1f} s,"
-                f" {row['MB beyond']:.0f} MB beyond the input, peak {row['MB peak']:.0f} MB\n"
+                f"{name}, {given.width} wide, {given.threads} thread(s): {seconds:.1f} s,"
+                f" {beyond:.0f} MB beyond the input, peak {peak:.0f} MB\n"
             )
             sys.stdout.flush()
     if given.record:
-        sizes = {"queries": QUERIES, "gallery": GALLERY}
-        record = {"machine": machine(), "sizes": sizes, "results": rows}
-        given.record.write_text(json.dumps(record, indent=1) + "\n")
+        record.save(given.record, record.record(rows))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from mgran_fast import MGRAN, calibrate, ops, optimize
+from mgran_fast.bench import paired, peers
 
 SIZE = (256, 128)
 BAR, FOUR = 1.15, {"bfloat16": 3.5, "int8": 7.0}
@@ -31,16 +31,9 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-@pytest.fixture(scope="module")
-def peers(request: pytest.FixtureRequest) -> Any:
-    conftest = next(m for name, m in sys.modules.items() if name.endswith("conftest") and hasattr(m, "paired"))
-    return conftest._load("engine_peers")
-
-
 @pytest.fixture
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of a second: once to warm up, then seven times."""
-    paired = sys.modules["mgran_fast.bench.paired"]
     monkeypatch.setattr(paired, "WARM_UP", 1)
     monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=7))
 
@@ -75,7 +68,7 @@ def model_of(shape: str = "full") -> MGRAN:
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_engine(
-    compare: Callable[..., None], peers: Any, few_rounds: None, tmp_path: Path, threads: int, precision: str, count: int
+    compare: Callable[..., None], few_rounds: None, tmp_path: Path, threads: int, precision: str, count: int
 ) -> None:
     crops, maps, kind = people()
     model = model_of()
@@ -97,9 +90,7 @@ def test_engine(
         contestants["eager"] = around(peers.eager(model, dtype), dtype)
         contestants["oneDNN, folded and fused"] = around(peers.onednn(model, dtype), dtype)
         contestants["torch.compile, freezing"] = around(peers.compiled(model, dtype), dtype)
-    gone = {name: peers.missing(*needs) for name, needs in {
-        "ONNX Runtime": ("onnx", "onnxscript", "onnxruntime"), "OpenVINO": ("onnx", "onnxscript", "openvino"),
-        "OpenVINO int8": ("onnx", "onnxscript", "openvino", "nncf")}.items()}  # fmt: skip
+    gone = {name: peers.why_not(name) for name in ("ONNX Runtime", "OpenVINO", "OpenVINO, int8")}
     if precision == "float32" and not gone["ONNX Runtime"]:
         contestants["ONNX Runtime"] = around(peers.onnx_runtime(onnx(), threads), f32)
     if precision == "int8" and not gone["ONNX Runtime"]:
@@ -107,12 +98,12 @@ def test_engine(
     if precision in DTYPES and not gone["OpenVINO"]:
         hint = "f32" if precision == "float32" else "bf16"
         contestants["OpenVINO"] = around(peers.openvino(onnx(), threads, hint), f32)
-    if precision == "int8" and not gone["OpenVINO int8"]:
+    if precision == "int8" and not gone["OpenVINO, int8"]:
         contestants["OpenVINO"] = around(peers.openvino(onnx(), threads, "f32", samples), f32)
         contestants["OpenVINO, rest in bfloat16"] = around(peers.openvino(onnx(), threads, "bf16", samples), f32)
-    for name, needs in gone.items():
-        if needs:
-            say(f"{name} is left out: {', '.join(needs)} not installed")
+    for name, why in gone.items():
+        if why:
+            say(f"{name} is left out: {why}")
     want = model(some, region_map=some_maps)
     for name, run in contestants.items():
         cosine = torch.cosine_similarity(run(), want)
@@ -145,7 +136,7 @@ def test_shapes(compare: Callable[..., None], few_rounds: None, precision: str) 
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_first_result(peers: Any, threads: int, precision: str) -> None:
+def test_first_result(threads: int, precision: str) -> None:
     """Seconds from a model to the first embeddings of 8 people; torch.compile beside it."""
     crops, maps, _ = people()
     model = model_of()

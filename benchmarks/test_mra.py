@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
-from torchvision.models.detection import keypointrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
 from mgran_fast import MGRAN, MaskRCNN, RegionNet, ops
+from mgran_fast.bench import paired, peers
 
 PEOPLE, SIZE = 8, (256, 128)
 # What the joint detector in bfloat16 must be, against the stock detectors at their default size.
@@ -25,7 +24,6 @@ BAR = 50.0
 @pytest.fixture
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stock detectors take seconds a person: once to warm up, then three times."""
-    paired = sys.modules["mgran_fast.bench.paired"]
     monkeypatch.setattr(paired, "WARM_UP", 1)
     monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=3))
 
@@ -40,16 +38,7 @@ def stock() -> Callable[[torch.Tensor], object]:
 
     Crop after crop, because eight of them at 800 x 1333 together need several gigabytes and are no faster.
     """
-    built = (maskrcnn_resnet50_fpn, keypointrcnn_resnet50_fpn)
-    detectors = [build(weights=None, weights_backbone=None, box_detections_per_img=1).eval() for build in built]
-    for detector in detectors:
-        # Random weights would find nobody and skip a head, or, without a threshold, sort 90 classes: so every box is
-        # a person, of which suppression and the limit leave one.
-        with torch.no_grad():
-            detector.roi_heads.box_predictor.cls_score.bias[1] += 5
-    with torch.no_grad():
-        blank = [torch.zeros(3, *SIZE)]
-        assert all(len(detector(blank)[0]["scores"]) == 1 for detector in detectors)
+    detectors = peers.detectors()
 
     def run(crops: torch.Tensor) -> object:
         with torch.no_grad():

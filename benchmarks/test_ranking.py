@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from mgran_fast import rank
+from mgran_fast.bench import paired, peers
 from mgran_fast.metrics import euclidean, rank_shots, rerank
 
 QUERIES, GALLERY, PEOPLE, CAMERAS, WIDTH = 3368, 15913, 750, 6, 2048
@@ -80,74 +81,34 @@ def all_distances() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return euclidean(query, query), euclidean(query, gallery), euclidean(gallery, gallery)
 
 
-def by_rows(
-    distances: np.ndarray[Any, Any],
-    query_ids: np.ndarray[Any, Any],
-    gallery_ids: np.ndarray[Any, Any],
-    query_cameras: np.ndarray[Any, Any],
-    gallery_cameras: np.ndarray[Any, Any],
-) -> float:
-    """The mean average precision, a query at a time: an argsort, a mask, and sums."""
-    precisions = []
-    for row, person, camera in zip(distances, query_ids, query_cameras, strict=True):
-        order = np.argsort(row)
-        ids = gallery_ids[order]
-        kept = ~((ids == person) & (gallery_cameras[order] == camera))
-        places = np.flatnonzero(ids[kept] == person) + 1
-        if len(places):
-            precisions.append((np.arange(1, len(places) + 1) / places).mean())
-    return float(np.mean(precisions))
-
-
 def test_distances(compare: Callable[..., None]) -> None:
     problem = given("distances")
-    peers: dict[str, Callable[[], object]] = {
+    contestants: dict[str, Callable[[], object]] = {
         "ours": lambda: rank(**problem),
-        "NumPy, a query at a time": lambda: by_rows(**problem),
+        "NumPy, a query at a time": lambda: peers.by_rows(**problem),
         "NumPy, the argsort alone": lambda: np.argsort(problem["distances"], axis=1),
     }
     bar = "NumPy, a query at a time"
     # Of entries at the same distance an unstable sort takes any first.
-    assert rank(**problem).map == pytest.approx(by_rows(**problem), rel=1e-5)
+    assert rank(**problem).map == pytest.approx(peers.by_rows(**problem), rel=1e-5)
     try:
         torchreid = importlib.import_module("torchreid.metrics.rank_cylib.rank_cy")
     except ImportError:
         sys.stdout.write("torchreid's Cython is not there: not raced\n")
     else:
         arguments = [problem[k] for k in ("distances", "query_ids", "gallery_ids", "query_cameras", "gallery_cameras")]
-        peers["torchreid, Cython"] = lambda: torchreid.evaluate_cy(*arguments, 50)
+        contestants["torchreid, Cython"] = lambda: torchreid.evaluate_cy(*arguments, 50)
         bar += "|torchreid, Cython"
-    compare(f"ranking, {QUERIES} x {GALLERY} distances", peers, {bar: 1 / 0.15}, count=QUERIES)
-
-
-def sampled(
-    distances: np.ndarray[Any, Any],
-    query_ids: np.ndarray[Any, Any],
-    gallery_ids: np.ndarray[Any, Any],
-    query_cameras: np.ndarray[Any, Any],
-    gallery_cameras: np.ndarray[Any, Any],
-) -> float:
-    """Rank-1 of a single gallery shot as toolkits do it: ten draws of a picture of each person, for each query."""
-    generator = np.random.default_rng(0)
-    found = []
-    for row, person, camera in zip(distances, query_ids, query_cameras, strict=True):
-        order = np.argsort(row)
-        order = order[~((gallery_ids[order] == person) & (gallery_cameras[order] == camera))]
-        ids = gallery_ids[order]
-        places = [np.flatnonzero(ids == each) for each in np.unique(ids)]
-        for _ in range(10):
-            drawn = np.sort([generator.choice(own) for own in places])
-            found.append(ids[drawn[0]] == person)
-    return float(np.mean(found))
+    compare(f"ranking, {QUERIES} x {GALLERY} distances", contestants, {bar: 1 / 0.15}, count=QUERIES)
 
 
 def test_single_gallery_shot(compare: Callable[..., None]) -> None:
     problem = given("distances")
     some = {k: v[:20] if k in ("distances", "query_ids", "query_cameras") else v for k, v in problem.items()}
-    assert rank_shots(**some).at(1) == pytest.approx(sampled(**some), abs=0.15)
+    assert rank_shots(**some).at(1) == pytest.approx(peers.ten_draws(**some), abs=0.15)
     compare(
         f"single gallery shot, exact expectation, 20 x {GALLERY} distances",
-        {"ours": lambda: rank_shots(**some), "ten draws a query, NumPy": lambda: sampled(**some)},
+        {"ours": lambda: rank_shots(**some), "ten draws a query, NumPy": lambda: peers.ten_draws(**some)},
         {"ten draws a query, NumPy": 100.0},
         count=20,
     )
@@ -156,7 +117,6 @@ def test_single_gallery_shot(compare: Callable[..., None]) -> None:
 @pytest.fixture
 def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what takes minutes."""
-    paired = sys.modules["mgran_fast.bench.paired"]
     monkeypatch.setattr(paired, "WARM_UP", 0)
     monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=2, most=2))
 
@@ -164,7 +124,7 @@ def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rerank(compare: Callable[..., None], two_rounds: None) -> None:
     """The distances are given; k1 20, k2 6."""
     between = all_distances()
-    peers: dict[str, Callable[[], object]] = {"ours": lambda: rerank(distances=between)}
+    contestants: dict[str, Callable[[], object]] = {"ours": lambda: rerank(distances=between)}
     bars = {}
     try:
         torchreid = importlib.import_module("torchreid.utils.rerank")
@@ -172,9 +132,9 @@ def test_rerank(compare: Callable[..., None], two_rounds: None) -> None:
         sys.stdout.write("torchreid is not there: not raced\n")
     else:
         queries, middle, gallery = (matrix.numpy() for matrix in between)
-        peers["torchreid, NumPy"] = lambda: torchreid.re_ranking(middle, queries, gallery)
+        contestants["torchreid, NumPy"] = lambda: torchreid.re_ranking(middle, queries, gallery)
         bars["torchreid, NumPy"] = 10.0
-    compare(f"re-ranking, {QUERIES} queries and a gallery of {GALLERY}", peers, bars, count=QUERIES)
+    compare(f"re-ranking, {QUERIES} queries and a gallery of {GALLERY}", contestants, bars, count=QUERIES)
 
 
 def test_embeddings(compare: Callable[..., None]) -> None:
@@ -200,4 +160,4 @@ def test_memory(mode: str, board: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "given.pt"), mode]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     name = f"ranking, {mode}: memory beyond the input"
-    board.rows.append({"name": name, "MB": float(answer.stdout), "wanted MB": MODES[mode]})
+    board.rows.append({"name": name, "values": {"MB": float(answer.stdout), "MB wanted, at most": MODES[mode]}})

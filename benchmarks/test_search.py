@@ -9,13 +9,13 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from mgran_fast import Gallery
+from mgran_fast.bench import peers
 
 ENTRIES, WIDTH, K = 200_000, 512, 10
 
@@ -37,28 +37,21 @@ def gallery() -> Gallery:
     return found
 
 
-def by_numpy(query: np.ndarray[Any, Any], held: np.ndarray[Any, Any], squares: np.ndarray[Any, Any]) -> Any:
-    """Squared distances less what does not change the order, and the first k of them."""
-    far = squares - 2 * (query @ held.T)
-    first = np.argpartition(far, K, axis=1)[:, :K]
-    return np.take_along_axis(first, np.take_along_axis(far, first, axis=1).argsort(axis=1), axis=1)
-
-
 @pytest.mark.parametrize("queries", [1, 64])
 def test_search(queries: int, compare: Callable[..., None]) -> None:
     held, asked = gallery(), embeddings(queries, 1)
     rows, query = held.embeddings.numpy(), asked.numpy()
     squares = np.square(rows).sum(axis=1)
     want = held.search(asked, K).index
-    assert np.array_equal(by_numpy(query, rows, squares), want)
+    assert np.array_equal(peers.first_k(query, rows, squares, K), want)
     some = held.search(asked, K, approximate=True).index
     recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(some, want, strict=True)])
     sys.stdout.write(f"of the nearest {K} the inverted file finds {100 * recall:.1f} %\n")
-    peers: dict[str, Callable[[], object]] = {
+    contestants: dict[str, Callable[[], object]] = {
         "ours": lambda: held.search(asked, K),
         "ours, one of six cameras": lambda: held.search(asked, K, cameras=[3]),
         "ours, inverted file": lambda: held.search(asked, K, approximate=True),
-        "NumPy": lambda: by_numpy(query, rows, squares),
+        "NumPy": lambda: peers.first_k(query, rows, squares, K),
     }
     try:
         faiss = importlib.import_module("faiss")
@@ -68,5 +61,5 @@ def test_search(queries: int, compare: Callable[..., None]) -> None:
         exact = faiss.IndexFlatL2(WIDTH)
         exact.add(rows)
         faiss.omp_set_num_threads(torch.get_num_threads())
-        peers["FAISS, exact"] = lambda: exact.search(query, K)
-    compare(f"search, {queries} in {ENTRIES} x {WIDTH}", peers, {}, count=queries)
+        contestants["FAISS, exact"] = lambda: exact.search(query, K)
+    compare(f"search, {queries} in {ENTRIES} x {WIDTH}", contestants, {}, count=queries)

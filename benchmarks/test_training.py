@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from mgran_fast.bench import paired
+from mgran_fast.bench.suite.training import COMPILED, EAGER, FOUR, OURS, WHOLE
+
 WORKER = Path(__file__).with_name("training_worker.py")
-OURS, WHOLE, EAGER, COMPILED, FOUR = (
-    "ours", "ours, whole images", "eager bf16", "torch.compile bf16", "four eager float32 passes",
-)  # fmt: skip
 PEOPLE = 8
 
 
@@ -66,7 +66,6 @@ def contestants(threads: int, memory: str) -> Iterator[dict[str, Contestant]]:
 @pytest.fixture
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of seconds, which follow one another in a training run: five times, in each turn one more before."""
-    paired = sys.modules["mgran_fast.bench.paired"]
     monkeypatch.setattr(paired, "WARM_UP", 1)
     monkeypatch.setattr(paired, "race", functools.partial(paired.race, least=5, warm_each=True))
 

@@ -1,6 +1,5 @@
-"""How fast this machine is with a model: ours and plain code take turns in one run."""
+"""How fast this machine is: ours and what else there is take turns in one run; figures as data, tables, plots.
 
-from mgran_fast.bench.paired import Timing, race, ratio
-from mgran_fast.bench.suite import Case, cases
-
-__all__ = ["Case", "Timing", "cases", "race", "ratio"]
+``suite.cases`` lists the races, ``run.run`` runs one, ``record`` keeps figures, ``tables`` and ``plots`` show them,
+``compare`` tells two records apart. Nothing is imported here: pytest loads the plugin at every start.
+"""

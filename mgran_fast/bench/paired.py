@@ -9,6 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
+#: Takes what is to be timed, calls it, and tells the seconds.
+Clock = Callable[[Callable[[], object]], float]
 #: Rounds that are not counted: first calls allocate, load and page in.
 WARM_UP = 2
 
@@ -32,6 +36,43 @@ class Timing:
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
+def host_clock(run: Callable[[], object]) -> float:
+    """Seconds of the host, until the call returns. What it returns is dropped after the time was taken."""
+    before = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - before
+    del result
+    return seconds
+
+
+class DeviceClock:
+    """Seconds of a CUDA device, from the call's first launch to its last, by events.
+
+    The device is idle before the call, and its L2 cache holds nothing of the call's: ``flush`` bytes were written
+    since. What launches slowly leaves gaps, which count.
+    """
+
+    def __init__(self, device: torch.device, flush: int = 256 << 20) -> None:
+        self._flush = torch.empty(flush, dtype=torch.uint8, device=device)
+        self._device = device
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.zero_()
+        torch.cuda.synchronize(self._device)
+        start.record()
+        result = run()
+        end.record()
+        end.synchronize()
+        del result
+        return float(start.elapsed_time(end)) / 1e3
+
+
+def clock_of(device: torch.device) -> Clock:
+    """What times calls on this device."""
+    return DeviceClock(device) if device.type == "cuda" else host_clock
+
+
 def race(
     contestants: Mapping[str, Callable[[], object]],
     *,
@@ -39,16 +80,19 @@ def race(
     least: int = 9,
     most: int = 101,
     warm_each: bool = False,
+    warm_up: int | None = None,
+    clock: Clock = host_clock,
 ) -> dict[str, Timing]:
     """Time all contestants in turns: every round runs each of them once, and starts with another one.
 
     Rounds go on for ``seconds``, at least ``least`` and at most ``most``. Python's garbage collector waits until the
     end. What a contestant returns is dropped before the next one's turn. ``warm_each``: in each turn once more before,
     without counting, for what runs many times in a row elsewhere: who had the turn before has taken the caches.
+    ``warm_up``: rounds that are not counted, WARM_UP by default. ``clock``: how a call is timed.
     """
     names = list(contestants)
     taken: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP if warm_up is None else warm_up):
         for run in contestants.values():
             run()
     collecting = gc.isenabled()
@@ -63,10 +107,7 @@ def race(
                 run = contestants[name]
                 if warm_each:
                     run()
-                before = time.perf_counter()
-                result = run()
-                taken[name].append(time.perf_counter() - before)
-                del result
+                taken[name].append(clock(run))
     finally:
         if collecting:
             gc.enable()

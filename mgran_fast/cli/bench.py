@@ -1,13 +1,16 @@
-"""mgran-fast bench: how fast this machine is, stage by stage, beside plain code."""
+"""mgran-fast bench: how fast this machine is, race by race, beside what else there is."""
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mgran_fast.cli import MEASURE, app
+from mgran_fast.errors import MGRANError
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -16,64 +19,67 @@ def bench(
         Path | None,
         typer.Option(help="model.safetensors of a run; default: a ResNet-50 at 256x128 with random weights."),
     ] = None,
-    people: Annotated[int, typer.Option(min=1, help="In one call.")] = 8,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(help="Of the engine: float32, bfloat16, int8, float16 (on a GPU); may be repeated."),
+    only: Annotated[
+        list[str] | None, typer.Option(help="ops, MRA, MA, training, ranking, pipeline or growth; may be repeated.")
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look, within three minutes: less of everything, no compilers.")
+    ] = False,
+    people: Annotated[int | None, typer.Option(min=1, help="In a call of a network; default: 8, quickly 2.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU; default: all.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long each stage is timed.")] = 2.0,
-    json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.01, help="How long a race is timed; default: 1.5, quickly 0.4.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the record, its tables and plots.")] = Path("runs/benchmark"),
+    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
-    """Time each stage from pictures to a ranking, ours and the plain way in turns.
+    """Race this library against what else there is, in turns: ops, MRA, MA, a training step, ranking, the whole way.
 
-    Medians, and how many times longer the plain way takes: the median over rounds in which both ran. Nothing else
-    should run meanwhile.
+    Medians, and how many times longer the others take: the median over rounds in which all ran. Peers come with
+    pip install 'mgran_fast[peers]'; who is missing is named. Nothing else should run meanwhile. On two cores the whole
+    takes a quarter of an hour.
 
-    Example: mgran-fast bench --people 8 --precision bfloat16
+    Example: mgran-fast bench --quick --only MA
     """
     import torch
 
-    from mgran_fast.bench import cases, race, ratio
+    from mgran_fast.bench import record, report, tables
+    from mgran_fast.bench.case import FULL, QUICK, DifferentAnswerError, Setting
+    from mgran_fast.bench.ceilings import measure
+    from mgran_fast.bench.run import run_all
+    from mgran_fast.bench.suite import GROUPS, cases
     from mgran_fast.cli import common
-    from mgran_fast.errors import DataError
     from mgran_fast.model import MGRAN
-    from mgran_fast.report.collect import environment
 
+    unknown = [name for name in only or () if name not in GROUPS]
+    if unknown:
+        raise MGRANError(f"--only must be one of {', '.join(GROUPS)}, not {unknown[0]!r}")
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = (MGRAN() if checkpoint is None else MGRAN.from_file(checkpoint)).eval()
     if torch.cuda.is_available():
         model = model.cuda()
-    rows: list[dict[str, Any]] = []
-    try:
-        for case in cases(model, people, tuple(precision or ("float32", "bfloat16"))):
-            timings = race(case.contestants, seconds=seconds, least=3)
-            ours = timings["ours"]
-            rows.append(
-                {
-                    "stage": case.name,
-                    "milliseconds": {name: 1e3 * one.median for name, one in timings.items()},
-                    "quantiles": {name: [1e3 * one.quantile(q) for q in (0.1, 0.9)] for name, one in timings.items()},
-                    "a second": case.people / ours.median,
-                    "times": {name: ratio(one, ours) for name, one in timings.items() if name != "ours"},
-                    "rounds": len(ours.rounds),
-                }
-            )
-            _tell(rows[-1], common.console.print)
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    sizes = QUICK if quick else FULL
+    if people is not None:
+        sizes = dataclasses.replace(sizes, people=people)
+    chosen = [
+        case for case in cases(sizes, quick=quick, device=model.device.type) if only is None or case.group in only
+    ]
+
+    def say(row: record.Row) -> None:
+        for line in tables.race(row):
+            common.console.print(line, markup=False, highlight=False)
+
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(model, Path(folder), sizes)
+        try:
+            rows = run_all(chosen, setting, seconds or (0.4 if quick else 1.5), say)
+        except DifferentAnswerError as error:
+            raise MGRANError(str(error)) from None
+    made = record.record(rows, measure(model.device))
+    report.write(made, output)
     if json_:
-        common.print_json(
-            {"machine": environment(), "threads": torch.get_num_threads(), "people": people, "stages": rows}
-        )
-
-
-def _tell(row: dict[str, Any], say: Any) -> None:
-    """A line for each stage, as soon as it is known."""
-    ours = row["milliseconds"]["ours"]
-    others = ", ".join(
-        f"{name} {row['milliseconds'][name]:.2f} ms ({times:.2f}x)" for name, times in row["times"].items()
-    )
-    say(f"{row['stage']}: {ours:.2f} ms, {row['a second']:,.0f} a second" + (f"; {others}" if others else ""))
+        common.print_json(made)
+    else:
+        common.console.print(f"record, tables and plots: {output}", markup=False, highlight=False)

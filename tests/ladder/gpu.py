@@ -10,7 +10,6 @@ Without a CUDA device it says so and ends well.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -20,6 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from mgran_fast.bench import record
+from mgran_fast.bench.paired import clock_of, race
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -49,7 +51,7 @@ def sanitize() -> bool:
     return passed
 
 
-def microseconds(call: Callable[[], object], rounds: int = 50) -> dict[str, float]:
+def milliseconds(call: Callable[[], object], rounds: int = 50) -> dict[str, float]:
     """Median and quantiles of one call in a CUDA graph, by events, the L2 cache flushed before each.
 
     In a graph: the device's time, not the host's, which launches more slowly than these kernels run.
@@ -62,19 +64,10 @@ def microseconds(call: Callable[[], object], rounds: int = 50) -> dict[str, floa
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    times = []
-    for turn in range(rounds + 5):
-        flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        if turn >= 5:
-            times.append(1e3 * start.elapsed_time(end))
-    times.sort()
-    return {"median": times[len(times) // 2], "10 %": times[len(times) // 10], "90 %": times[9 * len(times) // 10]}
+    clock = clock_of(torch.device("cuda"))
+    found = race({"ours": graph.replay}, least=rounds, most=rounds, warm_up=5, clock=clock)
+    times: dict[str, float] = record.row("", 0, found)["milliseconds"]["ours"]
+    return times
 
 
 def timings() -> dict[str, dict[str, float]]:
@@ -97,23 +90,23 @@ def timings() -> dict[str, dict[str, float]]:
     map_ = ops.regions(mask, keypoints, SIZE)
     region = torch.arange(4, device="cuda").repeat(PEOPLE)
     found = {
-        "crops": microseconds(lambda: ops.crops(frame, boxes, SIZE)),
-        "regions": microseconds(lambda: ops.regions(mask, keypoints, SIZE)),
+        "crops": milliseconds(lambda: ops.crops(frame, boxes, SIZE)),
+        "regions": milliseconds(lambda: ops.regions(mask, keypoints, SIZE)),
     }
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        found[f"inputs, {name}"] = microseconds(lambda dtype=dtype: ops.inputs(crops, map_, dtype=dtype))
-        found[f"align, {name}"] = microseconds(
+        found[f"inputs, {name}"] = milliseconds(lambda dtype=dtype: ops.inputs(crops, map_, dtype=dtype))
+        found[f"align, {name}"] = milliseconds(
             lambda dtype=dtype: ops.align(crops, mask, keypoints, dtype=dtype, region_map=False)
         )
         features = rand(4 * PEOPLE, CHANNELS, *GRID).to(dtype).to(memory_format=torch.channels_last)
         for mode in ops.POOLING_MODES:
-            found[f"pooling, {mode}, {name}"] = microseconds(
+            found[f"pooling, {mode}, {name}"] = milliseconds(
                 lambda features=features, mode=mode: ops.pooling(features, map_, region, mode)
             )
             pooled = ops.pooling(features, map_, region, mode)
             given = (torch.rand_like(pooled), features, map_, region, pooled, mode, 3.0)
-            found[f"pooling backward, {mode}, {name}"] = microseconds(
+            found[f"pooling backward, {mode}, {name}"] = milliseconds(
                 lambda given=given: torch.ops.mgran_fast.pooling_backward(*given)
             )
     return found
@@ -129,10 +122,12 @@ def main() -> int:
     start = time.monotonic()
     passed = run_tests([], TESTS[-1]) and sanitize()
     found = timings()
-    record = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "microseconds": found}
-    words.record.write_text(json.dumps(record, indent=1) + "\n")
+    at = {"people": PEOPLE}
+    rows = [{"name": name, "at": at, "milliseconds": {"ours": times}} for name, times in found.items()]
+    record.save(words.record, record.record(rows))
     for name, times in found.items():
-        print(f"{name:40} {times['median']:9.1f} us ({times['10 %']:.1f} to {times['90 %']:.1f})")
+        low, middle, high = (1e3 * times[key] for key in ("10 %", "median", "90 %"))
+        print(f"{name:40} {middle:9.1f} us ({low:.1f} to {high:.1f})")
     print(
         f"rung gpu: {'passed' if passed else 'FAILED'} in {time.monotonic() - start:.0f} s; timings in {words.record}"
     )
