@@ -44,18 +44,17 @@ namespace {
 
 using mgran::RankingKernels;
 
-// With more right matches than this, sorting the row is cheaper than counting for each.
+// With more right matches than this, finding each distance's place among them is cheaper than counting for each.
 constexpr std::int64_t kManyMatches = 192;
 
 // What a thread works on: one query's row, and its right matches.
 template <typename T>
 struct Scratch {
-  std::vector<T> distances, sorted, at;
+  std::vector<T> distances, at;
   std::vector<std::pair<T, std::int64_t>> matches;  // distance, entry
   std::vector<std::int64_t> less, most, ranks;
 
   Scratch(const MgranRanking& args, std::int64_t matches_most) : distances(args.gallery) {
-    if (matches_most > kManyMatches) sorted.resize(args.gallery);
     at.resize(matches_most);
     less.resize(matches_most);
     most.resize(matches_most);
@@ -64,6 +63,33 @@ struct Scratch {
   }
 };
 
+// Of many matches: they rise, so a distance's place among them says which of them it is less than, and at most.
+template <typename T>
+void place(Scratch<T>& scratch, std::int64_t matches) {
+  const T* const begin = scratch.at.data();
+  const T* const end = begin + matches;
+  std::fill_n(scratch.less.begin(), matches, 0);
+  std::fill_n(scratch.most.begin(), matches, 0);
+  for (const T distance : scratch.distances) {
+    if (!(distance <= end[-1])) continue;  // junk, or beyond all of them
+    // The first that is not less, without branches: which way to go is a coin toss each time.
+    const T* first = begin;
+    for (std::int64_t left = matches; left > 1;) {
+      const std::int64_t half = left / 2;
+      first += half * (first[half - 1] < distance);
+      left -= half;
+    }
+    first += *first < distance;
+    ++scratch.most[first - begin];
+    while (first != end && *first == distance) ++first;
+    if (first != end) ++scratch.less[first - begin];
+  }
+  for (std::int64_t i = 1; i < matches; ++i) {
+    scratch.less[i] += scratch.less[i - 1];
+    scratch.most[i] += scratch.most[i - 1];
+  }
+}
+
 // How many distances are less than, and at most, those of the matches. Junk is NaN by now, which no comparison holds
 // for.
 template <typename T>
@@ -71,14 +97,7 @@ void count(const RankingKernels<T>& kernels, const MgranRanking& args, Scratch<T
   const std::int64_t matches = static_cast<std::int64_t>(scratch.matches.size());
   for (std::int64_t i = 0; i < matches; ++i) scratch.at[i] = scratch.matches[i].first;
   if (matches > kManyMatches) {
-    T* end = std::remove_copy_if(scratch.distances.begin(), scratch.distances.end(), scratch.sorted.data(),
-                                 [](T value) { return value != value; });
-    std::sort(scratch.sorted.data(), end);
-    for (std::int64_t i = 0; i < matches; ++i) {
-      const auto range = std::equal_range(scratch.sorted.data(), end, scratch.at[i]);
-      scratch.less[i] = range.first - scratch.sorted.data();
-      scratch.most[i] = range.second - scratch.sorted.data();
-    }
+    place(scratch, matches);
   } else {
     kernels.count(scratch.distances.data(), args.gallery, scratch.at.data(), matches, scratch.less.data(),
                   scratch.most.data());

@@ -26,7 +26,7 @@ Run = Callable[[], torch.Tensor]
 Trunk = Callable[[torch.Tensor], torch.Tensor]
 
 #: How a contestant's name begins -> the modules that it needs. All of them come with the extra "peers", but torchreid,
-#: whose package from the registry wants an old torch, and FAISS, which has an extra of its own.
+#: whose package from the registry is none that one installs beside others.
 NEEDS = {
     "ONNX Runtime": ("onnx", "onnxscript", "onnxruntime"),
     "OpenVINO, int8": ("onnx", "onnxscript", "openvino", "nncf"),
@@ -35,7 +35,6 @@ NEEDS = {
     "torchreid": ("torchreid",),
     "FAISS": ("faiss",),
 }
-_EXTRAS = {"faiss": "faiss", "torchreid": None}
 #: What runs on the CPU alone.
 CPU_ALONE = ("ONNX Runtime", "OpenVINO", "OpenCV", "NumPy", "FAISS", "torchreid", "oneDNN")
 
@@ -60,8 +59,7 @@ def why_not(contestant: str, device: str = "cpu") -> str:
             gone = missing(*modules)
             if not gone:
                 return ""
-            extra = _EXTRAS.get(gone[0], "peers")
-            how = f": pip install 'mgran_fast[{extra}]'" if extra else ""
+            how = "" if gone == ["torchreid"] else ": pip install 'mgran_fast[peers]'"
             return f"{', '.join(gone)} not installed{how}"
     return ""
 
