@@ -223,8 +223,15 @@ CPU_MUTATIONS = (
     Mutation(
         "cpu-ranking-ties-of-many-matches",
         f"{_CPU}/ranking.cpp",
-        "scratch.most[i] = range.second",
-        "scratch.most[i] = range.first",
+        "while (first != end && *first == distance) ++first;",
+        "",
+        ("cpu",),
+    ),
+    Mutation(
+        "cpu-ranking-place-among-many-matches",
+        f"{_CPU}/ranking.cpp",
+        "first += *first < distance;",
+        "first += *first <= distance;",
         ("cpu",),
     ),
     Mutation(
