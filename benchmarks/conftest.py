@@ -12,13 +12,6 @@ from mgran_fast.bench import paired, record
 from mgran_fast.bench.plugin import BOARD, Board, wanted
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record", metavar="FILE", help="write the benchmarks' figures to this JSON file as well")
-    parser.addoption("--memory", choices=["new", "kept"], default="new", help="what results are written to")
-    parser.addoption("--compile-mode", default="max-autotune", help="of torch.compile on a GPU; none leaves it out")
-    parser.addoption("--seconds", type=float, help="how long each race goes on (default: 4, the suite's 1.5)")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     # For the whole process: what was freed once cannot be made new again.
     if config.getoption("--memory") == "kept" and not paired.keep_freed_memory():
@@ -32,13 +25,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.skip(reason="benchmarks run with --benchmark"))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    target = session.config.getoption("--record")
-    board = session.config.stash[BOARD]
-    if target and board.rows:
-        record.save(Path(target), record.record(board.rows, board.ceilings))
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
-from mgran_fast.bench.paired import clock_of
+from mgran_fast.bench.paired import Clock, clock_of
 
 #: Rows and columns of square products.
 SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
@@ -30,22 +31,22 @@ def measure(device: torch.device, seconds: float = 5.0) -> dict[str, float]:
     """
     kind = "cuda" if device.type == "cuda" else "cpu"
     # Five measurements; what is drawn and warmed takes as long again.
-    share = seconds / 10
+    share, clock = seconds / 10, clock_of(device)
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
-        found[_operations(dtype)] = _products(device, dtype, SIZES[kind], share, torch.matmul)
+        found[_operations(dtype)] = _products(device, clock, dtype, SIZES[kind], share, torch.matmul)
     integer = getattr(torch, "_int_mm", None)
     if integer is not None:
         try:
-            speed = _products(device, torch.int8, SIZES[kind], share, integer)
+            speed = _products(device, clock, torch.int8, SIZES[kind], share, integer)
         except (RuntimeError, NotImplementedError):  # not on this device
             speed = 0.0
         if speed > found[_operations(torch.float32)]:
             found[_operations(torch.int8)] = speed
     source = torch.ones(LARGE[kind] // 4, device=device)
     target = torch.empty_like(source).zero_()
-    found["GB/s, copy"] = 2e-9 * LARGE[kind] / _median(device, lambda: target.copy_(source), share)
-    found["GB/s, sum"] = 1e-9 * LARGE[kind] / _median(device, source.sum, share)
+    found["GB/s, copy"] = 2e-9 * LARGE[kind] / _median(clock, lambda: target.copy_(source), share)
+    found["GB/s, sum"] = 1e-9 * LARGE[kind] / _median(clock, source.sum, share)
     return found
 
 
@@ -55,6 +56,7 @@ def _operations(dtype: torch.dtype) -> str:
 
 def _products(
     device: torch.device,
+    clock: Clock,
     dtype: torch.dtype,
     sizes: tuple[int, ...],
     seconds: float,
@@ -68,13 +70,12 @@ def _products(
             break
         left, right = (torch.randint(-3, 4, (size, size), device=device).to(dtype) for _ in range(2))
         for other in (right, right.t()):
-            taken = _median(device, lambda left=left, other=other: product(left, other), seconds / 2 / len(sizes))  # type: ignore[misc]
-            best = max(best, work / taken)
+            run = functools.partial(product, left, other)
+            best = max(best, work / _median(clock, run, seconds / 2 / len(sizes)))
     return best
 
 
-def _median(device: torch.device, run: Callable[[], object], seconds: float) -> float:
-    clock = clock_of(device)
+def _median(clock: Clock, run: Callable[[], object], seconds: float) -> float:
     run()
     clock(run)
     taken: list[float] = []

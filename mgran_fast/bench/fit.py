@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mgran_fast.bench.suite.growth import AXES
 from mgran_fast.errors import DataError
 
 
@@ -93,8 +94,6 @@ def fit(sizes: Sequence[float], times: Sequence[float]) -> Fit:
 
 def curves(results: Iterable[Mapping[str, Any]]) -> list[Curve]:
     """The curves among a record's results, in the order in which they come."""
-    from mgran_fast.bench.suite.growth import AXES
-
     found: dict[object, Curve] = {}
     rows = [row for row in results if row["name"] in AXES and AXES[row["name"]] in row.get("at", {})]
     for row in sorted(rows, key=lambda row: int(row["at"][AXES[row["name"]]])):

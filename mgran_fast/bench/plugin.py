@@ -35,13 +35,19 @@ BOARD = pytest.StashKey[Board]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    # All of them here: what a conftest adds is not known yet when pytest tells options' values from names of files.
     group = parser.getgroup("mgran_fast", "mgran_fast, side by side")
-    group.addoption("--benchmark", action="store_true", dest="mgran_benchmark",
-                    help="run the side-by-side suite, or the files of benchmarks/ that are named")  # fmt: skip
-    group.addoption("--benchmark-quick", action="store_true", dest="mgran_quick",
-                    help="a first look, within three minutes: less of everything, no compilers")  # fmt: skip
-    group.addoption("--benchmark-output", metavar="FOLDER", dest="mgran_output",
-                    help=f"where the record, its tables and plots go; default: {OUTPUT} of the checkout")  # fmt: skip
+    say = group.addoption
+    say("--benchmark", action="store_true", dest="mgran_benchmark",
+        help="run the side-by-side suite, or the files of benchmarks/ that are named")  # fmt: skip
+    say("--benchmark-quick", action="store_true", dest="mgran_quick",
+        help="a first look, within three minutes: less of everything, no compilers")  # fmt: skip
+    say("--benchmark-output", metavar="FOLDER", dest="mgran_output",
+        help=f"where the record, its tables and plots go; default: {OUTPUT} of the checkout")  # fmt: skip
+    say("--seconds", type=float, help="how long each race goes on (default: the suite's 1.5, quickly 0.4; else 4)")
+    say("--record", metavar="FILE", help="write the record to this file as well")
+    say("--memory", choices=["new", "kept"], default="new", help="what results are written to, in benchmarks that tell")
+    say("--compile-mode", default="max-autotune", help="of torch.compile on a GPU, in its engine's; none leaves it out")
 
 
 def wanted(config: pytest.Config) -> bool:
@@ -84,3 +90,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     folder = Path(given) if given else config.rootpath / OUTPUT
     for line in report.write(made, folder):
         terminalreporter.write_line(line)
+    if config.getoption("--record"):
+        record.save(Path(config.getoption("--record")), made)

@@ -56,6 +56,8 @@ def _common(
 from mgran_fast.cli import (  # noqa: E402
     ablate,
     bench,
+    bench_compare,
+    bench_report,
     cost,
     datasets,
     demo,
@@ -74,6 +76,8 @@ __all__ = [
     "ablate",
     "app",
     "bench",
+    "bench_compare",
+    "bench_report",
     "cost",
     "datasets",
     "demo",
@@ -93,7 +97,7 @@ _ORDER = (
     *("demo", "doctor"),
     *("masks", "train", "train-mra", "evaluate", "reproduce", "ablate"),
     *("extract", "search", "export"),
-    *("bench", "cost"),
+    *("bench", "bench-report", "bench-compare", "cost"),
 )
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or command.callback.__name__))  # type: ignore[union-attr]
 

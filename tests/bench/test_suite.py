@@ -100,7 +100,7 @@ def test_the_quick_form_does_the_same_on_less() -> None:
 
 def test_a_peer_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "missing", lambda *modules: list(modules))
-    assert peers.why_not("FAISS, exact") == "faiss not installed: pip install 'mgran_fast[faiss]'"
+    assert peers.why_not("FAISS, exact") == "faiss not installed: pip install 'mgran_fast[peers]'"
     assert peers.why_not("OpenVINO, int8").startswith("onnx, onnxscript, openvino, nncf not installed: pip install")
     assert peers.why_not("torchreid, Cython") == "torchreid not installed"
     assert peers.why_not("plain torch") == ""

@@ -26,7 +26,7 @@ from mgran_fast.mra import Estimate
 Cli = Callable[..., Any]
 COMMANDS = (
     "train", "train-mra", "evaluate", "export", "masks", "demo", "doctor", "cost", "reproduce", "ablate", "search",
-    "extract", "bench",
+    "extract", "bench", "bench-report", "bench-compare",
 )  # fmt: skip
 
 

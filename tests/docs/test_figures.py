@@ -6,10 +6,13 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from mgran_fast.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,31 +38,65 @@ def test_the_readme_says_what_was_measured(figures: Any, monkeypatch: pytest.Mon
     assert run(figures, monkeypatch, "--check") == 0
 
 
-def test_a_record_that_changed_is_seen_and_written(
-    figures: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def copied(figures: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """README, records and plots in a folder of their own."""
     shutil.copy(figures.README, tmp_path)
     shutil.copytree(figures.RECORDS, tmp_path / "results")
-    monkeypatch.setattr(figures, "README", tmp_path / "README.md")
-    monkeypatch.setattr(figures, "RECORDS", tmp_path / "results")
-    file = tmp_path / "results" / "ranking.json"
-    record = json.loads(file.read_text())
-    row = next(row for row in record["results"] if row["name"].endswith("distances") and row["threads"] == 2)
-    next(iter(row["wanted"].values()))["reached"] = 123.4
-    file.write_text(json.dumps(record))
-    before = (tmp_path / "README.md").read_text()
-    assert run(figures, monkeypatch, "--check") == 1
-    assert "run python docs/figures.py" in capsys.readouterr().err
-    assert (tmp_path / "README.md").read_text() == before
-    assert run(figures, monkeypatch) == 0
-    after = (tmp_path / "README.md").read_text()
-    changed = [line for line in after.splitlines() if line not in before.splitlines()]
-    assert len(changed) == 1
-    assert "**123 times**" in changed[0]
-    assert run(figures, monkeypatch, "--check") == 0
+    shutil.copytree(figures.PLOTS, tmp_path / "plots")
+    for name, path in (("README", "README.md"), ("RECORDS", "results"), ("PLOTS", "plots")):
+        monkeypatch.setattr(figures, name, tmp_path / path)
+    return tmp_path
+
+
+def changed(figures: Any, copied: Path, file: str, change: Callable[[Any], None]) -> str:
+    """What the README says anew after a record was changed: the check must see it, and tell."""
+    path = copied / "results" / file
+    record = json.loads(path.read_text())
+    change(record["results"])
+    path.write_text(json.dumps(record))
+    before = (copied / "README.md").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(figures, patch, "--check") == 1
+        assert (copied / "README.md").read_text() == before
+        assert run(figures, patch) == 0
+        after = (copied / "README.md").read_text()
+        assert run(figures, patch, "--check") == 0
+    return "\n".join(line for line in after.splitlines() if line not in before.splitlines())
+
+
+def test_a_record_that_changed_is_seen_and_written(
+    figures: Any, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def faster(results: Any) -> None:
+        row = next(row for row in results if row["name"].endswith("distances") and row["threads"] == 2)
+        next(iter(row["wanted"].values()))["reached"] = 123.4
+
+    said = changed(figures, copied, "ranking.json", faster)
+    assert "README.md differ from the records: run python docs/figures.py" in capsys.readouterr().err
+    assert "**123 times**" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_sentences_are_written_from_records(figures: Any, copied: Path) -> None:
+    def other(results: Any) -> None:
+        next(row for row in results if row["name"].startswith("demo"))["values"]["Rank-1, %"] = 12.3
+
+    assert "to 12.3 % on synthetic people" in changed(figures, copied, "values.json", other)
+
+
+def test_plots_are_drawn_anew(figures: Any, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def slower(results: Any) -> None:
+        row = next(row for row in results if row["name"] == "pictures to embeddings")
+        row["ratios"]["as published"] = 321.0
+
+    names = sorted(path.name for path in (copied / "plots").iterdir())
+    assert "**321 times**" in changed(figures, copied, "suite.json", slower)
+    assert "pipeline.svg" in capsys.readouterr().err
+    assert sorted(path.name for path in (copied / "plots").iterdir()) == names
 
 
 def test_a_race_that_is_missing(figures: Any) -> None:
-    line = figures.Line("x", "y", "ranking.json", ("no such race",), 2, "NumPy", "{low}")
-    with pytest.raises(SystemExit, match="no such race, 2 threads, against NumPy: 0 races, not 1"):
+    line = figures.Line("x", "y", "ranking.json", ("no such race",), 2, "torchreid, Cython", "{low}")
+    with pytest.raises(DataError, match="no such race, threads 2: 0 results, not 1"):
         line.figure()

@@ -16,13 +16,14 @@ JOINT, JOINT_HALF = "ours, joint Mask R-CNN", "ours, joint Mask R-CNN, bfloat16"
 
 
 def cases(sizes: Sizes, *, quick: bool) -> list[Case]:
-    """Some crops at once, and a few with the detectors, which take seconds for each."""
+    """Some crops at once; and a few with the detectors, which take seconds for each and have the pipeline as well."""
     ours = (OURS, JOINT, JOINT_HALF)
-    return [
-        Case("MRA", "masks and keypoints", ours, estimators(sizes.people), {"people": sizes.people}),
-        Case("MRA", "masks and keypoints", (*ours, STOCK), estimators(sizes.one_by_one), {"people": sizes.one_by_one},
-             rounds=(1, 1, 1) if quick else (1, 3, 3)),
-    ]  # fmt: skip
+    found = [Case("MRA", "masks and keypoints", ours, estimators(sizes.people), {"people": sizes.people})]
+    if not quick:
+        few = sizes.one_by_one
+        found.append(Case("MRA", "masks and keypoints", (*ours, STOCK), estimators(few), {"people": few},
+                          rounds=(1, 3, 3)))  # fmt: skip
+    return found
 
 
 def estimators(people: int) -> Callable[[Setting, Sequence[str]], Prepared]:
