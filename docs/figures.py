@@ -170,7 +170,7 @@ def words() -> str:
         f" best plain torch. A training step",
         f"takes {peaks['ours'] / peaks['eager bf16']:.2f} of eager bfloat16's memory. Re-ranking at Market-1501's size"
         f" takes {again['s, least of three']:.1f} to {again['s, most of three']:.1f} s on two cores,",
-        f"distances given, torchreid's {again["torchreid's NumPy, s"]}. On an H200 eager code in the same precision"
+        f"distances given, torchreid's {again['torchreid, s']}. On an H200 eager code in the same precision"
         f" takes {min(eager):.0f} times as long as the engine,",
         "8 people in bfloat16.",
         "",

@@ -141,6 +141,14 @@ def test_a_video(extractor: FeatureExtractor, film: Path) -> None:
     assert extractor.extract(film, boxes={}).vectors.shape == (0, extractor.dim)
 
 
+def test_a_decoder_never_waits_for_the_interpreter(film: Path) -> None:
+    """A thread of the decoder that logs to Python wants it, and closing, which has it, wants the thread."""
+    av = video.import_av()
+    av.logging.set_level(av.logging.ERROR)
+    assert next(video.frames(film)).number == 0
+    assert av.logging.get_level() is None
+
+
 def test_a_video_that_lies_is_turned_as_players_do(film: Path, tmp_path: Path) -> None:
     # The matrix in the track's header says how a frame is to be shown: here a quarter turn.
     content, at = film.read_bytes(), film.read_bytes().index(b"tkhd") + 4 + 40

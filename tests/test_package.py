@@ -160,7 +160,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": MIDDLE,
     "extractor": MODEL | {"weights", "data", "metrics", "search", "engine"},
     "extraction": MODEL | {"weights", "data", "metrics", "search", "engine"},
-    "bench": MODEL | {"weights", "data", "metrics", "engine"},
+    "bench": MIDDLE | {"report", ""},
     "diagnosis": OPS,
     "reproduce": MIDDLE | {"diagnosis", ""},
     # The top may use everything below; only a command line knows about other commands.

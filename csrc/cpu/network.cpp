@@ -36,7 +36,8 @@ void put(std::uint8_t value, float* out) { *out = static_cast<float>(value); }
 
 // Red, green, blue and 255 where the pixel's region is the input's, four zeros elsewhere.
 template <typename T>
-void pack(const MgranPeople& people, const std::int32_t* places, std::int64_t count, T* cells, int threads) {
+void pack(const MgranPeople& people, const std::int32_t* places, std::int64_t count, T* cells,
+          [[maybe_unused]] int threads) {
   const std::int64_t pixels = static_cast<std::int64_t>(people.height) * people.width;
   // Of a person whose map is empty the whole crop is the input of the whole person.
   std::vector<std::uint8_t> empty(static_cast<std::size_t>(people.people));

@@ -200,7 +200,7 @@ void fill(const MgranNetwork& network, const MgranPeople& people, const std::vec
 }
 
 void some(const MgranNetwork& network, const MgranPeople& people, const std::vector<std::size_t>& starts,
-          MgranPlan& plan, int threads) {
+          MgranPlan& plan, [[maybe_unused]] int threads) {
   const std::size_t layers = static_cast<std::size_t>(network.count) + 1;
   const std::int64_t pixels = static_cast<std::int64_t>(people.height) * people.width;
   std::vector<Person> persons(static_cast<std::size_t>(people.people), Person(network, people, starts));

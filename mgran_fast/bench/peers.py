@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mgran_fast import MGRAN, ops
+from mgran_fast import ops
 from mgran_fast.engine.program import program
 from mgran_fast.engine.whole import Whole
 from mgran_fast.ma import concatenate
+from mgran_fast.model import MGRAN
 
 Run = Callable[[], torch.Tensor]
 Trunk = Callable[[torch.Tensor], torch.Tensor]

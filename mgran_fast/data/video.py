@@ -80,6 +80,9 @@ def import_av() -> Any:
 
 def _opened(path: Path) -> Any:
     av = import_av()
+    # torchvision 0.21 has FFmpeg's messages go through Python: a decoder's thread with one then waits for the
+    # interpreter, which whoever closes the decoder holds, for ever.
+    av.logging.set_level(None)
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a video, {', '.join(SUFFIXES)}")
     try:

@@ -31,7 +31,8 @@ class BNNeck(nn.Module):
 
     def forward(self, features: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """features [N, P, D], visible bool [N, P] -> [N, P, D] float32 (float64 for float64 features)."""
-        x = features.to(torch.promote_types(features.dtype, torch.float32))
+        # Not by torch.promote_types, which torch 2.6 writes into exported files and cannot read again.
+        x = features if features.dtype == torch.float64 else features.float()
         seen = visible.to(x.dtype)[..., None]
         mean, var = self.running_mean, self.running_var
         if self.training:

@@ -44,6 +44,7 @@ def same_people(**tensors: torch.Tensor) -> None:
 
 def size(value: Sequence[int]) -> tuple[int, int]:
     """(height, width), both positive. Raises ValueError."""
-    if len(value) != 2 or not all(isinstance(v, int | torch.SymInt) and v > 0 for v in value):
+    # A tuple of types: torch 2.6 traces no union of them.
+    if len(value) != 2 or not all(isinstance(v, (int, torch.SymInt)) and v > 0 for v in value):
         raise ValueError(f"size must be (height, width), two positive integers, not {value!r}")
     return value[0], value[1]

@@ -43,11 +43,11 @@ def replaced(path: Path) -> Iterator[Path]:
 
 def put(partial: Path, path: Path) -> None:
     """Rename a finished file into its place once its bytes, and then its name, are on the disk. Raises OSError."""
-    _sync(partial)
+    _sync(partial, os.O_RDWR)  # Windows flushes nothing through a descriptor that may not write
     os.replace(partial, path)
     # Without this a power cut may bring the old name back; some file systems cannot do it for a folder.
     try:
-        _sync(path.parent)
+        _sync(path.parent, os.O_RDONLY)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES, errno.EISDIR):
             raise
@@ -86,8 +86,8 @@ def told(path: Path, digest: str) -> str:
     return f"{path.absolute().parent.name}/{path.name} {digest[:12]}"
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(path: Path, access: int) -> None:
+    descriptor = os.open(path, access)
     try:
         os.fsync(descriptor)
     finally:

@@ -17,6 +17,8 @@ from mgran_fast.cli import app
 #: Lines that are neither of ours nor of make, python or pip.
 OTHERS = {"pre-commit install": "another program's, named in pyproject.toml"}
 
+# Of pip wheel.
+_WHEEL = {"--find-links", "--no-deps", "--no-index", "--wheel-dir"}
 # Of pytest: options with a value, and without.
 _TAKES, _FLAGS = {"-k", "-m", "-n"}, {"-q", "-s", "-x"}
 
@@ -69,6 +71,8 @@ def test_command(command: Any, root: Path) -> None:
         targets = [word for word in found[1:] if "=" not in word]
         assert targets
         assert set(targets) <= there
+    elif found[:2] == ["pip", "wheel"]:
+        assert {word for word in found if word.startswith("--")} <= _WHEEL
     elif found[0] == "pip":
         assert found[1] == "install"
         settings = (root / "pyproject.toml").read_text("utf-8").partition("[project.optional-dependencies]")[2]

@@ -17,7 +17,8 @@ import build
 def extension(variant: str = "plain", root: Path = build.ROOT) -> Path:
     """The extension of the sources below ``root``; variant is plain or asan (build.FLAGS)."""
     optimized = ("-O3",) if variant == "plain" else build.FLAGS[variant]
-    flags = (*build.COMMON, *optimized, "-fopenmp", "-fvisibility=hidden")
+    # The very objects of build.cpu_driver.
+    flags = (*build.COMMON, *optimized, "-fopenmp")
     names = '-DMGRAN_VERSION="0"', '-DMGRAN_COMPILER="ladder"'
     includes = "-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")
     sources = [build.Source(root, f"csrc/cpu/{name}.cpp", flags) for name in build.cpu_sources(root)]

@@ -12,20 +12,33 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import build
 from extension import runtimes
 from mutations import Mutation, for_rung
-from package import package, run_tests
+from nursery import Nursery
+from package import IMPORTS, package, run_tests
 
 # Of whole trunks the smallest inputs: a sanitizer makes them thirty times slower.
-_WINDOWS = "tests/ops/test_network.py::test_windows_equal_whole_images_to_the_bit"
+_WINDOWS = tuple(
+    f"tests/ops/test_network.py::test_windows_equal_whole_images_to_the_bit[resnet18-1-size3-dtype{dtype}]"
+    for dtype in range(3)
+)
 TESTS = (
     "tests/ops/test_fuzz.py",
     "tests/ops/test_conv.py",
-    *(f"{_WINDOWS}[resnet18-1-size3-dtype{dtype}]" for dtype in range(3)),
+    *_WINDOWS,
 )
+# Of each bug's file, those that find it.
+BUGS = {
+    "crops": ("tests/ops/test_fuzz.py::test_crops",),
+    "align": ("tests/ops/test_fuzz.py::test_align",),
+    "cells": ("tests/ops/test_conv.py",),
+    "reach": _WINDOWS,
+    "plan": _WINDOWS,
+}
 # What ranks, from Python: random problems, odd sizes, places that lead nowhere. No bug is injected there.
 RANKING = (
     "tests/metrics/test_random_problems.py::test_rank_equals_the_reference[native-0]",
@@ -36,18 +49,22 @@ RANKING = (
 )
 
 
-def run(mutation: Mutation | None) -> tuple[bool, bool, str]:
-    """Whether the tests pass, whether a sanitizer spoke, and the words."""
-    environment = {
+def environment() -> dict[str, str]:
+    """What a Python wants that loads an extension with sanitizers."""
+    return {
         "LD_PRELOAD": " ".join(str(path) for path in runtimes()),
         # Python frees nothing at its end, and torch's own allocations are its business.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
     }
+
+
+def run(nursery: Nursery, mutation: Mutation | None) -> tuple[bool, bool, str]:
+    """Whether the tests pass, whether a sanitizer spoke, and the words."""
     with tempfile.TemporaryDirectory() as scratch:
-        tests = TESTS if mutation else (*TESTS, *RANKING)
-        done = run_tests(package(Path(scratch) / "tree", mutation, "asan"), tests, environment)
+        tests = BUGS[Path(mutation.file).stem] if mutation else (*TESTS, *RANKING)
+        done = run_tests(nursery, package(Path(scratch) / "tree", mutation, "asan"), tests, {})
     text = done.stdout + done.stderr
     words = re.search(r"(ERROR: AddressSanitizer: [^\n(]*|\S+ runtime error: [^\n]*)", text)
     if words:
@@ -60,8 +77,8 @@ def run(mutation: Mutation | None) -> tuple[bool, bool, str]:
 def main() -> int:
     start = time.monotonic()
     mutations = list(for_rung("fuzz"))
-    with ThreadPoolExecutor(build.JOBS) as pool:
-        (good, _, words), *found = pool.map(run, [None, *mutations])
+    with Nursery(IMPORTS, environment()) as nursery, ThreadPoolExecutor(build.JOBS) as pool:
+        (good, _, words), *found = pool.map(partial(run, nursery), [None, *mutations])
     print(f"the sources as they are: {words}", flush=True)
     good = good and bool(mutations)
     for mutation, (_, spoke, words) in zip(mutations, found, strict=True):

@@ -10,7 +10,6 @@ indices, masks and arithmetic; not races, alignments or anything of the compiler
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -18,10 +17,11 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import build
 import mutations
+import package
+from nursery import Nursery
 
-ROOT = Path(__file__).resolve().parents[2]
-JOBS = 2
 # pytest's exit status: some test failed. A crash is a negative one; everything else is a broken setup.
 TESTS_FAILED = 1
 # What tests a file of kernels/; a bug elsewhere runs all tests.
@@ -32,26 +32,17 @@ TESTS = {
     "stem": "test_products.py",
 }
 
+# What runs have imported before they begin: Triton asks for the variable then.
+IMPORTS = (*package.IMPORTS, "triton.language")
+ENVIRONMENT = {"TRITON_INTERPRET": "1", "MGRAN_KERNELS": ""}
 
-def run_tests(options: list[str], kernels: Path | None = None, tests: str = "") -> subprocess.CompletedProcess[str]:
+
+def run_tests(
+    nursery: Nursery, options: list[str], kernels: Path | None = None, tests: str = ""
+) -> subprocess.CompletedProcess[str]:
     """pytest on tests/kernels or one file there, with the installed kernels or another folder of them."""
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    env.pop("MGRAN_KERNELS", None)
-    if kernels is not None:
-        env["MGRAN_KERNELS"] = str(kernels)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        f"tests/kernels/{tests}",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not gpu",
-    ]
-    command += options
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    command = [f"tests/kernels/{tests}", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *options]
+    return nursery.run(command, {"MGRAN_KERNELS": str(kernels)} if kernels else {})
 
 
 def first_failure(output: str) -> str:
@@ -60,8 +51,7 @@ def first_failure(output: str) -> str:
     return found[2].strip() if found else "crashed"
 
 
-def check_tests(options: list[str]) -> bool:
-    done = run_tests(options)
+def check_tests(done: subprocess.CompletedProcess[str]) -> bool:
     summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr.strip()
     # A skipped test proves nothing here.
     passed = done.returncode == 0 and " passed" in summary and "skipped" not in summary
@@ -69,28 +59,13 @@ def check_tests(options: list[str]) -> bool:
     return passed
 
 
-def check_mutations(only: str | None) -> bool:
-    caught = True
-    found = list(mutations.for_rung("interpret", only))
-    if not found:
-        print(f"no mutation of this rung holds {only!r}" if only else "no mutation of this rung")
-        return False
-
-    def run(mutation: mutations.Mutation) -> subprocess.CompletedProcess[str]:
-        with tempfile.TemporaryDirectory() as folder:
-            tree = mutations.mutated_tree(mutation, Path(folder) / "tree")
-            return run_tests(["-x", "--tb=line"], tree / "kernels", TESTS.get(Path(mutation.file).stem, ""))
-
-    with ThreadPoolExecutor(JOBS) as pool:
-        runs = list(pool.map(run, found))
-    for mutation, done in zip(found, runs, strict=True):
-        if done.returncode == TESTS_FAILED or done.returncode < 0:
-            print(f"caught {mutation.name}: {first_failure(done.stdout)}", flush=True)
-        else:
-            caught = False
-            what = "MISSED" if done.returncode == 0 else f"BROKEN RUN ({done.returncode})"
-            print(f"{what} {mutation.name}\n{'' if done.returncode == 0 else done.stdout + done.stderr}", flush=True)
-    return caught
+def check_mutation(mutation: mutations.Mutation, done: subprocess.CompletedProcess[str]) -> bool:
+    if done.returncode == TESTS_FAILED or done.returncode < 0:
+        print(f"caught {mutation.name}: {first_failure(done.stdout)}", flush=True)
+        return True
+    what = "MISSED" if done.returncode == 0 else f"BROKEN RUN ({done.returncode})"
+    print(f"{what} {mutation.name}\n{'' if done.returncode == 0 else done.stdout + done.stderr}", flush=True)
+    return False
 
 
 def main(words: list[str]) -> int:
@@ -98,9 +73,27 @@ def main(words: list[str]) -> int:
     if part not in ("all", "tests", "bugs"):
         print(f"usage: interpret.py [tests | bugs] ..., not {part!r}")
         return 2
-    passed = part == "bugs" or check_tests(rest)
-    if part != "tests":
-        passed = passed and check_mutations(rest[0] if rest else None)
+    only = rest[0] if rest and part == "bugs" else None
+    bugs = [] if part == "tests" else list(mutations.for_rung("interpret", only))
+    if part != "tests" and not bugs:
+        print(f"no mutation of this rung holds {only!r}" if only else "no mutation of this rung")
+        return 1
+    passed = True
+    with Nursery(IMPORTS, ENVIRONMENT) as nursery, ThreadPoolExecutor(build.JOBS) as pool:
+
+        def hunt(mutation: mutations.Mutation) -> subprocess.CompletedProcess[str]:
+            with tempfile.TemporaryDirectory() as folder:
+                tree = mutations.mutated_tree(mutation, Path(folder) / "tree")
+                file = TESTS.get(Path(mutation.file).stem, "")
+                return run_tests(nursery, ["-x", "--tb=line"], tree / "kernels", file)
+
+        # Side by side, what takes longest first.
+        clean = pool.submit(run_tests, nursery, rest if part == "tests" else []) if part != "bugs" else None
+        hunts = [pool.submit(hunt, bug) for bug in bugs]
+        if clean is not None:
+            passed = check_tests(clean.result())
+        for bug, found in zip(bugs, hunts, strict=True):
+            passed = check_mutation(bug, found.result()) and passed
     return 0 if passed else 1
 
 

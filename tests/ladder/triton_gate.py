@@ -13,8 +13,10 @@ here, of batch norm in triton_batchnorm.py, of the engine's kernels in triton_pr
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +27,9 @@ import triton
 import occupancy
 import triton_batchnorm
 import triton_products
+from build import JOBS
 from mgran_fast.kernels import tables
+from mutations import Mutation, for_rung, mutated_tree
 from triton_dry import dry_launches, figures, load, never
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -160,20 +164,26 @@ def faults_of(tree: Path, file: str) -> list[str]:
     return triton_products.gate(triton_products.kernels((80,), ("bfloat16",), *modules))
 
 
+def hunt(mutation: Mutation) -> str:
+    """What the gate says of a bug; empty when it is missed."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = mutated_tree(mutation, Path(folder) / "tree")
+        try:
+            found = faults_of(tree, mutation.file)
+        except Exception as error:  # a kernel that no longer compiles is caught as well
+            found = [f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"]
+    return found[0] if found else ""
+
+
 def check_mutations(only: str | None = None) -> bool:
     """Whether each injected bug of the rung ``triton`` is caught; ``only``: those whose name or file holds this."""
-    import mutations
-
+    bugs = list(for_rung("triton", only))
     caught = True
-    for mutation in mutations.for_rung("triton", only):
-        with tempfile.TemporaryDirectory() as folder:
-            tree = mutations.mutated_tree(mutation, Path(folder) / "tree")
-            try:
-                found = faults_of(tree, mutation.file)
-            except Exception as error:  # a kernel that no longer compiles is caught as well
-                found = [f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"]
-        print(f"caught {mutation.name}: {found[0]}" if found else f"MISSED {mutation.name}", flush=True)
-        caught &= bool(found)
+    # Processes that are started anew: what a dry launch puts in the driver's place is one for a process.
+    with ProcessPoolExecutor(JOBS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for bug, words in zip(bugs, pool.map(hunt, bugs), strict=True):
+            print(f"caught {bug.name}: {words}" if words else f"MISSED {bug.name}", flush=True)
+            caught &= bool(words)
     return caught
 
 

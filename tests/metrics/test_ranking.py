@@ -49,7 +49,7 @@ def expected(problem: dict[str, Any], **options: Any) -> reference.Reference:
     return reference.rank(problem["distances"].tolist(), *(problem[name] for name in LABELS), **options)
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(
     problems(),
     st.sampled_from(["hits", "trapezoid"]),
@@ -81,7 +81,7 @@ def test_rank_equals_the_reference(
     assert found.at(max_rank) == right.cmc[-1]
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(problems(), st.integers(1, 20), st.sampled_from([None, 1, 2]))
 def test_top_lists_what_the_reference_orders(problem: dict[str, Any], k: int, chunk: int | None) -> None:
     found = top(**problem, k=k, chunk=chunk)

@@ -47,7 +47,7 @@ def by_hand(problem: dict[str, Any], max_rank: int) -> list[list[Fraction] | Non
     ]  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems(), st.integers(1, 6), st.sampled_from([None, 1, 3]))
 def test_the_expectation_equals_going_through_all_draws(
     problem: dict[str, Any], max_rank: int, chunk: int | None

@@ -109,7 +109,7 @@ def test_a_huge_box_shows_the_frame_as_a_dot() -> None:
 coordinate = st.one_of(st.floats(-40, 80, width=32), st.floats(width=32), st.integers(-4, 40).map(float))
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     picture=st.tuples(st.integers(1, 24), st.integers(1, 24)),
     corners=st.lists(st.tuples(*[coordinate] * 4), max_size=4),

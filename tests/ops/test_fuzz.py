@@ -25,9 +25,9 @@ from mgran_fast.reference import pooling as pooling_reference
 from mgran_fast.reference import regions as regions_reference
 from mgran_fast.reference import rows as rows_reference
 
-EXAMPLES = settings(max_examples=150)
+EXAMPLES = settings(max_examples=80)
 # Of ops with many calls each: under a sanitizer time counts.
-FEWER = settings(max_examples=100)
+FEWER = settings(max_examples=60)
 WILD = [float("nan"), float("inf"), -float("inf"), 3.4e38, -3.4e38, 1e-45, -1.0, 0.0, 0.5, 1.0, 7.25, 1e6]
 DTYPES = [torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool]
 LAYOUTS = ["region", "part", "box", "none", "limbs"]

@@ -54,7 +54,7 @@ def person(size: tuple[int, int] = (64, 32)) -> tuple[torch.Tensor, torch.Tensor
 # --- the kernel and the reference ---------------------------------------------------------------------------
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     data=people(wild),
     size=sizes,
@@ -151,7 +151,7 @@ def test_non_contiguous_arguments(native: Callable[..., torch.Tensor]) -> None:
 # --- promises -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(people(wild), st.sampled_from(("region", "part")))
 def test_regions_partition_the_binarized_mask(data: tuple[np.ndarray, np.ndarray], layout: str) -> None:
     mask, keypoints = (torch.from_numpy(array) for array in data)
@@ -161,7 +161,7 @@ def test_regions_partition_the_binarized_mask(data: tuple[np.ndarray, np.ndarray
     assert map_.numel() == 0 or int(map_.max()) <= layouts.get(layout).regions
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(people(wild, levels=4), sizes)
 def test_rectangles_contain_the_regions_that_they_bound(
     data: tuple[np.ndarray, np.ndarray], size: tuple[int, int]
@@ -178,7 +178,7 @@ def test_rectangles_contain_the_regions_that_they_bound(
                 assert bool((inside > 0).all())
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(people(grid, levels=16), sizes, st.sampled_from(("region", "box")))
 def test_flip_equivariance(data: tuple[np.ndarray, np.ndarray], size: tuple[int, int], layout: str) -> None:
     mask, keypoints = (torch.from_numpy(array) for array in data)

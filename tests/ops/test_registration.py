@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -125,7 +124,7 @@ ARGUMENTS = (FRAME, BOXES, MASK, KEYPOINTS)
 
 def test_export() -> None:
     model = Everything().eval()
-    program = torch.export.export(model, ARGUMENTS)
+    program = torch.export.export(model, ARGUMENTS, strict=False)
     want, got = model(*ARGUMENTS), program.module()(*ARGUMENTS)
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
@@ -137,7 +136,7 @@ def test_export_with_any_number_of_people() -> None:
     people = torch.export.Dim("people", min=2, max=64)
     shapes = (None, {0: people}, {0: people}, {0: people})
     model = Everything().eval()
-    program = torch.export.export(model, ARGUMENTS, dynamic_shapes=shapes)
+    program = torch.export.export(model, ARGUMENTS, dynamic_shapes=shapes, strict=False)
     three = FRAME, BOXES[[0, 1, 0]], MASK[[1, 0, 1]], KEYPOINTS[[1, 0, 0]]
     got, want = program.module()(*three), model(*three)
     assert got[0].shape == (3, 12, 6)
@@ -200,23 +199,36 @@ def test_kernels_run_on_the_cpu(native: Callable[..., Any]) -> None:
         native(op.default, *arguments)
 
 
-@pytest.mark.parametrize("name", ["", "portable", "avx2", "sse"])
-def test_an_older_instruction_set_can_be_asked_for(name: str, extension: Any) -> None:
-    """MGRAN_CPU is read once, at the first use: another process tells."""
+_FIRST_USES = """
+import os, sys
+from mgran_fast.ops import backend
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        os.environ["MGRAN_CPU"] = name
+        try:
+            print(backend.extension().isa(), flush=True)
+        except ValueError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_an_older_instruction_set_can_be_asked_for(extension: Any) -> None:
+    """MGRAN_CPU is read once, at the first use: another process tells, which forks for each."""
     import subprocess
     import sys
 
     order = ["portable", "avx2", "avx512"]
-    code = "from mgran_fast.ops import backend; print(backend.extension().isa())"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "MGRAN_CPU": name}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _FIRST_USES, "", "portable", "avx2", "sse"], capture_output=True, text=True, check=True
     )
-    if name == "sse":
-        assert "MGRAN_CPU must be one of portable, avx2, avx512, not 'sse'" in done.stderr
-    elif name:
-        assert order.index(done.stdout.strip()) <= order.index(name)
-    else:
-        assert done.stdout.strip() == extension.isa()
+    by_default, portable, avx2, unknown = done.stdout.splitlines()
+    assert by_default == extension.isa()
+    assert portable == "portable"
+    assert order.index(avx2) <= order.index("avx2")
+    assert unknown == "MGRAN_CPU must be one of portable, avx2, avx512, not 'sse'"
 
 
 def test_triton_runs_what_has_gradients_or_products() -> None:

@@ -10,7 +10,7 @@ import torch
 from mgran_fast.bench import peers
 from mgran_fast.bench.case import OURS, Case, Prepared, Setting, Sizes, same_direction
 from mgran_fast.bench.suite import ops, ranking
-from mgran_fast.bench.suite.ma import COSINE, EAGER, OPENVINO, _images
+from mgran_fast.bench.suite.ma import COSINE, EAGER, OPENVINO, images_of
 
 PRECISION = "bfloat16"
 #: The largest batch that a general engine is built for; more people go through it by so many.
@@ -68,7 +68,7 @@ def _by_eights(setting: Setting, crops: torch.Tensor, region_map: torch.Tensor) 
     threads = torch.get_num_threads()
 
     def trunk(count: int) -> peers.Trunk:
-        path = peers.export(setting.model, _images(setting, count), setting.folder)
+        path = peers.export(setting.model, images_of(setting, count), setting.folder)
         return peers.openvino(path, threads, "bf16")
 
     runs = []

@@ -58,7 +58,7 @@ def engines(people: int, precision: str) -> Callable[[Setting, Sequence[str]], P
             ways[EAGER] = around(peers.eager(model, dtype), dtype)
         if COMPILED in names:
             ways[COMPILED] = around(peers.compiled(model, dtype), dtype)
-        images = functools.partial(_images, setting)
+        images = functools.partial(images_of, setting)
         onnx = functools.partial(peers.export, model, images(people), setting.folder)
         f32 = torch.float32
         if ONNX in names:
@@ -77,7 +77,7 @@ def engines(people: int, precision: str) -> Callable[[Setting, Sequence[str]], P
     return make
 
 
-def _images(setting: Setting, people: int, first: int = 0) -> torch.Tensor:
+def images_of(setting: Setting, people: int, first: int = 0) -> torch.Tensor:
     """What the network sees of some people, float32 [(1 + R) N, 3, H, W]."""
     crops, region_map = (one[first:] for one in setting.aligned(first + people))
     model = setting.model
@@ -87,7 +87,7 @@ def _images(setting: Setting, people: int, first: int = 0) -> torch.Tensor:
 
 def _samples(setting: Setting, people: int) -> list[np.ndarray[Any, Any]]:
     """What quantisers calibrate on."""
-    return [_images(setting, people, first).numpy() for first in range(0, max(8, people), people)]
+    return [images_of(setting, people, first).numpy() for first in range(0, max(8, people), people)]
 
 
 def _bytes(setting: Setting, people: int, precision: str) -> float:
