@@ -143,7 +143,9 @@ def words() -> str:
         for name in ("demo", "ResNet-50 from scratch", "ResNet-18 from scratch", "re-ranking")
     )
     kernels = _results("new_memory.json")
-    crops, regions = (record.only(kernels, name, threads=1) for name in ("crops,", "regions, 64 people, masks 256x128"))
+    crops, regions = (
+        record.only(kernels, name, threads=1) for name in ("crops,", "regions, 64 people, layout region, masks 256x128")
+    )
     kept = _results("kept_memory.json")
     inputs = [_reached(record.only(kept, f"inputs, 64 people, {kind}", threads=1), "copy into one place")
               for kind in ("float32", "bfloat16")]  # fmt: skip
