@@ -46,7 +46,8 @@ def check_python(found: list[str], root: Path) -> None:
         rest, values = found[2:], {after for word, after in pairwise(found) if word in _TAKES or word.startswith("--")}
         for word in rest:
             assert word.startswith("-") or word in values or (root / word.partition("::")[0]).exists(), word
-        told = "".join(path.read_text("utf-8") for path in root.glob("*/conftest.py"))
+        plugin = root / "mgran_fast" / "bench" / "plugin.py"
+        told = "".join(path.read_text("utf-8") for path in (*root.glob("*/conftest.py"), plugin))
         known = {*_TAKES, *_FLAGS, *re.findall(r'"(--[a-z-]+)"', told)}
     else:
         # kernels/ is installed as mgran_fast.kernels.

@@ -91,9 +91,9 @@ class Outcome:
     natives: str
 
 
-def build_wheel(folder: Path) -> Path:
-    """The wheel of this checkout, without CUDA, by this Python's build tools."""
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+def build_wheel(python: str, folder: Path) -> Path:
+    """The wheel of this checkout for an interpreter, without CUDA, by build tools from the registry."""
+    command = [python, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     command += [f"--config-settings=build-dir={folder / 'build'}", "--wheel-dir", str(folder), str(ROOT)]
     subprocess.run(command, env={**os.environ, "MGRAN_CUDA": "OFF"}, check=True)
     (wheel,) = folder.glob("mgran_fast-*.whl")
@@ -108,6 +108,8 @@ def install(python: str, wheel: Path, versions: str, folder: Path) -> Path:
     pip = [str(own), "-m", "pip", "install", "--quiet", "--no-compile"]
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
     wanted = [f"{wheel}[{EXTRAS}]", f"torch=={torch}", f"torchvision=={torchvision}", *(f"numpy=={n}" for n in numpy)]
+    if numpy and numpy[0].startswith("1."):
+        wanted.append("pyarrow<24")  # newer ones refuse NumPy 1 when they are imported, and no package says so
     subprocess.run([*pip, *wanted, *NEEDED], check=True)
     return own
 
@@ -162,13 +164,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("versions", nargs="*", default=VERSIONS, metavar="TORCH:TORCHVISION[:NUMPY]")
     parser.add_argument("--wheel", type=Path, help="the one to install; else it is built")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter of the environments")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter, e.g. python3.12; default: this one")
     parser.add_argument("--scratch", type=Path, help="where environments are made and logs stay")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="files or folders, from the checkout's root")
     words = parser.parse_args()
     scratch = Path(words.scratch or tempfile.mkdtemp(prefix="compatibility-")).resolve()
     scratch.mkdir(parents=True, exist_ok=True)
-    wheel = (words.wheel or build_wheel(scratch)).resolve()
+    wheel = (words.wheel or build_wheel(words.python, scratch)).resolve()
     outcomes = []
     for versions in words.versions:
         try:

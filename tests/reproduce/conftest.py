@@ -38,7 +38,7 @@ def quick() -> Iterator[None]:
     spec.loader.exec_module(module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.models, "resnet18", module.narrow)
-        patch.setattr("mgran_fast.weights.files._sync", lambda path: None)
+        patch.setattr("mgran_fast.weights.files._sync", lambda path, access: None)
         patch.setattr("mgran_fast.train.curves.draw", lambda rows, path: None)
         yield
 

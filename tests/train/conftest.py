@@ -41,7 +41,7 @@ def narrow() -> Iterator[None]:
 def fast_files() -> Iterator[None]:
     """Until the module ends nothing waits for the disk, and no curves are drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mgran_fast.weights.files._sync", lambda path: None)
+        patch.setattr("mgran_fast.weights.files._sync", lambda path, access: None)
         patch.setattr("mgran_fast.train.curves.draw", lambda rows, path: None)
         yield
 
