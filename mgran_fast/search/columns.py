@@ -72,10 +72,10 @@ class Texts:
         """Keep the entries at these places."""
         self._codes.keep(places)
 
-    def at(self, place: int) -> str | None:
-        """The text of one entry."""
-        code = int(self._codes.values[place])
-        return None if code == _UNKNOWN else self._texts[code]
+    def at(self, places: npt.NDArray[np.int64]) -> list[str | None]:
+        """The texts of the entries at these places."""
+        codes = self._codes.values.numpy()[places].tolist()
+        return [None if code == _UNKNOWN else self._texts[code] for code in codes]
 
     def all(self) -> list[str | None]:
         """The texts of all entries."""
@@ -129,10 +129,10 @@ class Times:
         """Keep the entries at these places."""
         self._rows.keep(places)
 
-    def at(self, place: int) -> datetime | None:
-        """The moment of one entry."""
-        value = int(self._rows.values[place])
-        return None if value == _NO_TIME else _EPOCH + timedelta(microseconds=value)
+    def at(self, places: npt.NDArray[np.int64]) -> list[datetime | None]:
+        """The moments of the entries at these places."""
+        values = self._rows.values.numpy()[places].tolist()
+        return [None if value == _NO_TIME else _EPOCH + timedelta(microseconds=value) for value in values]
 
     def between(self, since: Moment, until: Moment) -> npt.NDArray[np.bool_]:
         """bool [N]: not before ``since`` and before ``until``; entries without a time are not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -270,11 +271,7 @@ class Gallery:
             held = Embeddings(self.embeddings, self._terms.values, None if seen is None else self.visible)
             distance, index = nearest(Embeddings(asked, own, seen), held, self.metric, k, places)
         found, far = index.numpy(), distance.double().numpy()
-        entries = tuple(
-            tuple(self._entry(int(place), float(away)) for place, away in zip(row, aways, strict=True) if place >= 0)
-            for row, aways in zip(found, far, strict=True)
-        )
-        return Found(found, far, entries)
+        return Found(found, far, self._entries(found, far))
 
     def index(self, lists: int | None = None) -> None:
         """Build an inverted file for approximate searches, with FAISS.
@@ -389,7 +386,13 @@ class Gallery:
         pad = torch.nn.functional.pad
         return pad(distance, (0, short), value=torch.inf)[:, :k], pad(index, (0, short), value=-1)[:, :k]
 
-    def _entry(self, place: int, distance: float) -> Entry:
-        return Entry(
-            self._names[place], self._persons.at(place), self._cameras.at(place), self._times.at(place), distance
-        )
+    def _entries(
+        self, index: npt.NDArray[np.int64], distance: npt.NDArray[np.float64]
+    ) -> tuple[tuple[Entry, ...], ...]:
+        """What is known of those that were found: a column at a time, of all queries at once."""
+        there = index >= 0
+        places = index[there]
+        names = [self._names[place] for place in places.tolist()]
+        columns = (self._persons.at(places), self._cameras.at(places), self._times.at(places))
+        entries = map(Entry, names, *columns, distance[there].tolist())
+        return tuple(tuple(itertools.islice(entries, count)) for count in there.sum(axis=1).tolist())
