@@ -17,6 +17,7 @@ from mgran_fast.data.synthetic import render
 from mgran_fast.engine.engine import Engine
 from mgran_fast.engine.optimize import calibrate, optimize
 from mgran_fast.model import MGRAN
+from mgran_fast.mra.inference import computes
 
 #: The contestant that the others are compared with.
 OURS = "ours"
@@ -161,6 +162,7 @@ class Case:
         threads: of the CPU; None leaves torch's number.
         rounds: rounds that are not counted, at least and at most; None leaves it to the time.
         needs: modules that ours wants, of the extra "train".
+        without: contestants that would be no peers here -> why.
     """
 
     group: str
@@ -171,6 +173,7 @@ class Case:
     threads: int | None = None
     rounds: tuple[int, int, int] | None = None
     needs: tuple[str, ...] = ()
+    without: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -184,7 +187,14 @@ class Case:
         gone = peers.missing(*self.needs)
         if gone:
             return f"{', '.join(gone)} not installed: pip install 'mgran_fast[train]'"
+        if contestant in self.without:
+            return self.without[contestant]
         return "" if contestant == OURS else peers.why_not(contestant, device)
+
+
+def best_precision(device: str) -> str:
+    """What torch computes fastest on "cpu" or "cuda": bfloat16 where the device has instructions for it."""
+    return "bfloat16" if computes(torch.bfloat16, torch.device(device)) else "float32"
 
 
 def close(tolerance: float) -> Callable[[Any, Any], bool]:
@@ -192,8 +202,7 @@ def close(tolerance: float) -> Callable[[Any, Any], bool]:
 
     def alike(ours: Any, theirs: Any) -> bool:
         pairs = zip(_tensors(ours), _tensors(theirs), strict=True)
-        return all(a.shape == b.shape and not bool(((a.float() - b.float()).abs() > tolerance).any()
-                   | b.isnan().any()) for a, b in pairs)  # fmt: skip
+        return all(a.shape == b.shape and bool(((a.float() - b.float()).abs() <= tolerance).all()) for a, b in pairs)
 
     return alike
 

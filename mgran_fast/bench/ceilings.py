@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from mgran_fast.bench.paired import Clock, clock_of
+from mgran_fast.mra.inference import computes
 
 #: Rows and columns of square products.
 SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
@@ -22,8 +23,9 @@ def measure(device: torch.device, seconds: float = 5.0) -> dict[str, float]:
     """Measured ceilings by what they are: "GFLOP/s, float32" (and bfloat16, int8), "GB/s, copy", "GB/s, sum".
 
     Products of square matrices, plain and with a transposed right side: the best of all sizes; 2 operations for each
-    multiply-add. A copy counts bytes read and written, a sum what it reads. int8 is left out where torch has no product
-    for it, or a slower one than of float32. On the CPU by torch's number of threads.
+    multiply-add. A copy counts bytes read and written, a sum what it reads. bfloat16 is left out where the device has
+    no instructions for it, int8 where torch has no product for it, or a slower one than of float32. On the CPU by
+    torch's number of threads.
 
     Args:
         device: what is measured.
@@ -33,7 +35,7 @@ def measure(device: torch.device, seconds: float = 5.0) -> dict[str, float]:
     # Five measurements; what is drawn and warmed takes as long again.
     share, clock = seconds / 10, clock_of(device)
     found = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if computes(torch.bfloat16, device) else (torch.float32,):
         found[_operations(dtype)] = _products(device, clock, dtype, SIZES[kind], share, torch.matmul)
     integer = getattr(torch, "_int_mm", None)
     if integer is not None:

@@ -28,12 +28,18 @@ def slow(seconds: float) -> Callable[[torch.device], Callable[[Callable[[], obje
 
 def test_work_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "clock_of", slow(1e-3))
+    monkeypatch.setattr(ceilings, "computes", lambda dtype, device: True)
     found = ceilings.measure(torch.device("cpu"), 0.1)
     assert found["GB/s, copy"] == pytest.approx(2 * 2**20 / 1e6)  # read and written
     assert found["GB/s, sum"] == pytest.approx(2**20 / 1e6)
     # The larger one is the better one, and int8, which is no faster, is left out.
     assert found["GFLOP/s, float32"] == found["GFLOP/s, bfloat16"] == pytest.approx(2 * 64**3 / 1e6)
     assert "GFLOP/s, int8" not in found
+
+
+def test_what_would_be_emulated_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "computes", lambda dtype, device: False)
+    assert "GFLOP/s, bfloat16" not in ceilings.measure(torch.device("cpu"), 0.1)
 
 
 def test_no_integer_product(monkeypatch: pytest.MonkeyPatch) -> None:

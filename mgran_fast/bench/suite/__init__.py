@@ -21,7 +21,7 @@ def cases(sizes: Sizes = FULL, *, quick: bool = False, device: str = "cpu") -> l
         *ops.cases(sizes, quick=quick, device=device),
         *mra.cases(sizes, quick=quick),
         *ma.cases(sizes, quick=quick, device=device),
-        *training.cases(sizes, quick=quick),
+        *training.cases(sizes, quick=quick, device=device),
         *ranking.cases(sizes),
         *pipeline.cases(sizes, quick=quick, device=device),
         *growth.cases(sizes, quick=quick, device=device),

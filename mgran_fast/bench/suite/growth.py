@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mgran_fast.bench import peers
-from mgran_fast.bench.case import OURS, Case, Prepared, Setting, Sizes, same_direction
+from mgran_fast.bench.case import OURS, Case, Prepared, Setting, Sizes, best_precision, same_direction
 from mgran_fast.bench.suite import ops, ranking
-from mgran_fast.bench.suite.ma import COSINE, EAGER, OPENVINO, images_of
+from mgran_fast.bench.suite.ma import COSINE, DTYPES, EAGER, HINTS, OPENVINO, images_of
 
-PRECISION = "bfloat16"
 #: The largest batch that a general engine is built for; more people go through it by so many.
 STATIC = 8
 #: What a race's sizes are called, by its name: the axis of its curve.
@@ -27,13 +26,15 @@ def cases(sizes: Sizes, *, quick: bool, device: str) -> list[Case]:
     found = []
     embedding, crops, search, ranked = AXES
     general = (OURS, EAGER) if quick or device == "cuda" else (OURS, EAGER, OPENVINO)
+    precision = best_precision(device)
     for threads in (None, 1) if device == "cpu" else (None,):
         for people in sizes.batches:
             if threads is None or people <= sizes.alone:
                 # Calls of seconds are timed once: the sizes before them have warmed what there is to warm.
                 rounds = (1, 3, 9) if people < STATIC else (1, 2, 3) if people < 4 * STATIC else (0, 1, 1)
-                found.append(Case("growth", embedding, general, _engine(people),
-                                  {"people": people, "precision": PRECISION}, threads, rounds))  # fmt: skip
+                found.append(Case("growth", embedding, general, _engine(people, precision),
+                                  {"people": people, "precision": precision}, threads,
+                                  (0, 2, 3) if quick else rounds))  # fmt: skip
     quickly = (1, 3, 15)
     for boxes in sizes.boxes:
         names = (OURS, "OpenCV", ops.PLAIN)
@@ -47,29 +48,31 @@ def cases(sizes: Sizes, *, quick: bool, device: str) -> list[Case]:
     return found
 
 
-def _engine(people: int) -> Callable[[Setting, Sequence[str]], Prepared]:
+def _engine(people: int, precision: str) -> Callable[[Setting, Sequence[str]], Prepared]:
     def make(setting: Setting, names: Sequence[str]) -> Prepared:
-        model, dtype = setting.model, torch.bfloat16
+        model, dtype = setting.model, DTYPES[precision]
         crops, region_map = setting.aligned(people)
-        engine = setting.engine(PRECISION)
+        engine = setting.engine(precision)
         ways: dict[str, Callable[[], torch.Tensor]] = {OURS: lambda: engine(crops, region_map=region_map)}
         if EAGER in names:
             trunk = setting.once("eager", lambda: peers.eager(model, dtype))
             ways[EAGER] = peers.around(model, trunk, dtype, crops, region_map)
         if OPENVINO in names:
-            ways[OPENVINO] = _by_eights(setting, crops, region_map)
-        return Prepared(ways, same_direction(COSINE[PRECISION]), people)
+            ways[OPENVINO] = _by_eights(setting, precision, crops, region_map)
+        return Prepared(ways, same_direction(COSINE[precision]), people)
 
     return make
 
 
-def _by_eights(setting: Setting, crops: torch.Tensor, region_map: torch.Tensor) -> Callable[[], torch.Tensor]:
+def _by_eights(
+    setting: Setting, precision: str, crops: torch.Tensor, region_map: torch.Tensor
+) -> Callable[[], torch.Tensor]:
     """OpenVINO with static batches, which it likes best."""
-    threads = torch.get_num_threads()
+    threads, hint = torch.get_num_threads(), HINTS[precision]
 
     def trunk(count: int) -> peers.Trunk:
         path = peers.export(setting.model, images_of(setting, count), setting.folder)
-        return peers.openvino(path, threads, "bf16")
+        return peers.openvino(path, threads, hint)
 
     runs = []
     for some, maps in zip(crops.split(STATIC), region_map.split(STATIC), strict=True):
