@@ -8,27 +8,20 @@ import pytest
 import torch
 
 from mgran_fast import ops
+from mgran_fast.bench.suite.ops import by_opencv
 
 PEOPLE, SIZE, FRAME = 64, (256, 128), (1080, 1920)
 
 
-def test_crops(compare: Callable[..., None], threads: int) -> None:
-    cv2 = pytest.importorskip("cv2")
+def test_crops(compare: Callable[..., None]) -> None:
+    pytest.importorskip("cv2")
     generator = torch.Generator().manual_seed(0)
     frame = torch.randint(0, 256, (*FRAME, 3), dtype=torch.uint8, generator=generator)
     # People of 60 to 140 by 150 to 420 pixels, wholly inside of the frame, at whole pixels.
     extent = torch.tensor([60, 150]) + (torch.rand(PEOPLE, 2, generator=generator) * torch.tensor([80, 270])).int()
     corner = (torch.rand(PEOPLE, 2, generator=generator) * (torch.tensor([FRAME[1], FRAME[0]]) - extent)).int()
     boxes = torch.cat([corner, corner + extent], 1)
-    picture, whole = frame.numpy(), boxes.tolist()
-    cv2.setNumThreads(threads)
-
-    def peer() -> torch.Tensor:
-        out = torch.empty(PEOPLE, *SIZE, 3, dtype=torch.uint8)
-        for target, (x1, y1, x2, y2) in zip(out.numpy(), whole, strict=True):
-            cv2.resize(picture[y1:y2, x1:x2], SIZE[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
-        return out
-
+    peer = by_opencv(frame.numpy(), boxes.tolist(), SIZE)
     boxes = boxes.float()
     assert int((ops.crops(frame, boxes, SIZE).int() - peer().int()).abs().max()) <= 1
     compare(

@@ -14,7 +14,7 @@ from mgran_fast import MGRAN
 from mgran_fast.bench import peers
 from mgran_fast.bench.case import FULL, OURS, QUICK, Case, DifferentAnswerError, Prepared, Setting, Sizes, close
 from mgran_fast.bench.run import run, run_all
-from mgran_fast.bench.suite import GROUPS, cases, growth
+from mgran_fast.bench.suite import GROUPS, cases, growth, ma
 
 TINY = Sizes(
     people=2, crops=3, one_by_one=1, batches=(1, 9), alone=1, boxes=(1, 3), frame=(300, 400), queries=20, gallery=200,
@@ -59,8 +59,8 @@ def test_who_computes_something_else_is_told(setting: Setting) -> None:
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "right"),
-    [(1.0, 1.1, True), (1.0, 1.3, False), (1.0, float("nan"), False), ([1.0, 2.0], [1.0, 2.0], True),
-     ((torch.ones(2), torch.ones(1)), (torch.ones(2), torch.zeros(1)), False)],
+    [(1.0, 1.1, True), (1.0, 1.3, False), (1.0, float("nan"), False), (float("nan"), 1.0, False),
+     ([1.0, 2.0], [1.0, 2.0], True), ((torch.ones(2), torch.ones(1)), (torch.ones(2), torch.zeros(1)), False)],
 )  # fmt: skip
 def test_close(ours: Any, theirs: Any, right: bool) -> None:
     assert close(0.2)(ours, theirs) == right
@@ -96,6 +96,22 @@ def test_the_quick_form_does_the_same_on_less() -> None:
     whole, quick = cases(FULL), cases(QUICK, quick=True)
     assert {(case.group, case.name) for case in quick} == {(case.group, case.name) for case in whole}
     assert not any("torch.compile" in name or "int8" in name for case in quick for name in case.contestants)
+
+
+@pytest.mark.parametrize("computed", [True, False])
+def test_no_peer_emulates_bfloat16(computed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mgran_fast.bench.case.computes", lambda dtype, device: computed)
+    found = cases(FULL)
+    fastest = "bfloat16" if computed else "float32"
+    assert {case.at.get("precision") for case in found if case.name == "embedding, more people"} == {fastest}
+    (training,) = (case for case in found if case.group == "training")
+    assert {f"eager, {fastest}", f"torch.compile, {fastest}"} <= set(training.contestants)
+    half = [case for case in found if case.group == "MA" and case.at["precision"] == "bfloat16"]
+    for case in half:
+        for peer in ("eager", "torch.compile"):
+            assert peer in case.contestants
+            assert case.why_not(peer, "cpu") == ("" if computed else ma.EMULATED)
+    assert len(half) == 2
 
 
 def test_a_peer_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def cut_out(people: int) -> Callable[[Setting, Sequence[str]], Prepared]:
 
         ways: dict[str, Callable[[], object]] = {OURS: lambda: ops.crops(frame, boxes, size), PLAIN: plain}
         if "OpenCV" in names:
-            ways["OpenCV"] = _by_opencv(frame.numpy(), whole, size)
+            ways["OpenCV"] = by_opencv(frame.numpy(), whole, size)
         written = people * size[0] * size[1] * 3
         read = sum(3 * (right - left) * (bottom - top) for left, top, right, bottom in whole)
         # Three linear interpolations a byte, each a difference, a product and a sum.
@@ -85,7 +85,8 @@ def frame_and_boxes(people: int, frame: tuple[int, int], device: torch.device) -
     return pixels.to(device), torch.cat([corner, corner + extent], 1).float().to(device)
 
 
-def _by_opencv(frame: Any, boxes: list[list[int]], size: tuple[int, int]) -> Callable[[], torch.Tensor]:
+def by_opencv(frame: Any, boxes: list[list[int]], size: tuple[int, int]) -> Callable[[], torch.Tensor]:
+    """Box after box by cv2.resize: a frame uint8 [H, W, 3] of NumPy, boxes of whole pixels (x1, y1, x2, y2)."""
     cv2 = importlib.import_module("cv2")
     threads = torch.get_num_threads()
 

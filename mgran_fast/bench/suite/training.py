@@ -26,9 +26,9 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def cases(sizes: Sizes, *, quick: bool, device: str) -> list[Case]:
     """One race: the contestants compute the same losses, ours in bfloat16 where the device has instructions for it."""
-    general = (EAGER,) if quick else (EAGER, COMPILED)
+    general = [EAGER] if quick else [EAGER, COMPILED]
     if best_precision(device) == "float32":
-        general = tuple(IN_FLOAT32[name] for name in general)
+        general = [IN_FLOAT32[name] for name in general]
     return [
         Case("training", "training step", (OURS, *general, FOUR), _steps, {"people": 2 * (sizes.people // 2)},
              needs=NEEDS, rounds=(0, 1, 3) if quick else (1, 3, 5))
