@@ -66,7 +66,7 @@ class Sizes:
 FULL = Sizes()
 #: For a first look: the same races on less, without what takes long to be made.
 QUICK = Sizes(
-    people=2, crops=16, one_by_one=1, batches=(1, 2, 4), alone=2, boxes=(1, 10, 100), queries=500, gallery=4000,
+    people=2, crops=24, one_by_one=1, batches=(1, 2, 4), alone=2, boxes=(1, 10, 100), queries=500, gallery=4000,
     reranked=(100, 500), galleries=(1_000, 10_000, 100_000), asked=8,
 )  # fmt: skip
 

@@ -91,12 +91,16 @@ class Convolution(nn.Module):
 
 
 def fusible(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN's convolutions with post-operations are there for this device and dtype."""
+    """Whether oneDNN's convolutions with post-operations are there for this device and dtype.
+
+    In bfloat16 they want a processor with AVX-512, or one with instructions for it.
+    """
     return (
         device.type == "cpu"
         and dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
     )
 
 

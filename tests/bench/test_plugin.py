@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mgran_fast.bench.case import QUICK
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,7 +36,7 @@ def test_a_race_from_a_folder_within(tmp_path: Path) -> None:
     assert found["ceilings"]["GB/s, copy"] > 0
     assert "align" in (tmp_path / "out" / "tables.md").read_text()
     own = json.loads((tmp_path / "own.json").read_text())["benchmarks"]
-    assert {one["group"] for one in own} == {"ops: align, 16 people"}
+    assert {one["group"] for one in own} == {f"ops: align, {QUICK.crops} people"}
     ours = next(one for one in own if one["name"].endswith("ours]"))
     figures = found["results"][0]["milliseconds"]["ours"]
     assert 1e3 * ours["stats"]["median"] == pytest.approx(figures["median"], rel=1e-6)

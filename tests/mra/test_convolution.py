@@ -70,6 +70,17 @@ def conv_add_relu(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor, alpha:
     return (functional.conv2d(x, weight, bias, stride, padding, dilation, groups) + alpha * z).relu()
 
 
+def test_bfloat16_where_onednn_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with AVX2 alone: torch's own convolution answers."""
+    module = nn.Conv2d(8, 16, 3, padding=1).bfloat16()
+    x = torch.randn(2, 8, 9, 7, generator=torch.Generator().manual_seed(1)).bfloat16()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not convolution.fusible(x.device, torch.bfloat16)
+    assert convolution.fusible(x.device, torch.float32) == torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+    torch.testing.assert_close(Convolution(module, activation="relu")(x), functional.relu(module(x)))
+
+
 @pytest.mark.parametrize("residual", [False, True])
 def test_cudnn_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch, residual: bool) -> None:
     """With stand-ins of cuDNN's two functions: the arguments and the answer."""
