@@ -36,8 +36,8 @@ def bench(
     """Race this library against what else there is, in turns: ops, MRA, MA, a training step, ranking, the whole way.
 
     Medians, and how many times longer the others take: the median over rounds in which all ran. Peers come with
-    pip install 'mgran_fast[peers]'; who is missing is named. Nothing else should run meanwhile. On two cores the whole
-    takes a quarter of an hour.
+    pip install 'mgran_fast[peers]'; who is missing is named. Nothing else should run meanwhile. On two cores with
+    AVX-512 the whole takes a quarter of an hour.
 
     Example: mgran-fast bench --quick --only MA
     """
