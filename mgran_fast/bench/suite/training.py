@@ -26,26 +26,25 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def cases(sizes: Sizes, *, quick: bool, device: str) -> list[Case]:
     """One race: the contestants compute the same losses, ours in bfloat16 where the device has instructions for it."""
-    general = [EAGER] if quick else [EAGER, COMPILED]
-    if best_precision(device) == "float32":
-        general = [IN_FLOAT32[name] for name in general]
+    half = best_precision(device) == "bfloat16"
+    general = [name if half else IN_FLOAT32[name] for name in ([EAGER] if quick else [EAGER, COMPILED])]
     return [
-        Case("training", "training step", (OURS, *general, FOUR), _steps, {"people": 2 * (sizes.people // 2)},
+        Case("training", "training step", (OURS, *general, FOUR), _steps(half), {"people": 2 * (sizes.people // 2)},
              needs=NEEDS, rounds=(0, 1, 3) if quick else (1, 3, 5))
     ]  # fmt: skip
 
 
-def _steps(setting: Setting, names: Sequence[str]) -> Prepared:
-    people = 2 * (setting.sizes.people // 2)
-    given = batch(people, setting.model.size, setting.device)
-    config, half = setting.model.config, best_precision(setting.device.type) == "bfloat16"
+def _steps(half: bool) -> Callable[[Setting, Sequence[str]], Prepared]:
     kinds = {own: kind for kind, own in IN_FLOAT32.items()}
-    steps = {
-        name: step_of(kinds.get(name, name), given, trunk=config["trunk"], size=setting.model.size,
-                      device=setting.device, half=half)
-        for name in names
-    }  # fmt: skip
-    return Prepared(steps, lambda ours, theirs: abs(theirs / ours - 1) < 0.02, people)
+
+    def make(setting: Setting, names: Sequence[str]) -> Prepared:
+        people, model = 2 * (setting.sizes.people // 2), setting.model
+        given = batch(people, model.size, setting.device)
+        about: dict[str, Any] = {"trunk": model.config["trunk"], "size": model.size, "device": setting.device}
+        steps = {name: step_of(kinds.get(name, name), given, half=half, **about) for name in names}
+        return Prepared(steps, lambda ours, theirs: abs(theirs / ours - 1) < 0.02, people)
+
+    return make
 
 
 class PlainTrunk(nn.Module):
