@@ -17,7 +17,7 @@ from mgran_fast.data.synthetic import render
 from mgran_fast.engine.engine import Engine
 from mgran_fast.engine.optimize import calibrate, optimize
 from mgran_fast.model import MGRAN
-from mgran_fast.mra.inference import computes
+from mgran_fast.train.precision import computes_bf16
 
 #: The contestant that the others are compared with.
 OURS = "ours"
@@ -194,7 +194,7 @@ class Case:
 
 def best_precision(device: str) -> str:
     """What torch computes fastest on "cpu" or "cuda": bfloat16 where the device has instructions for it."""
-    return "bfloat16" if computes(torch.bfloat16, torch.device(device)) else "float32"
+    return "bfloat16" if computes_bf16(device) else "float32"
 
 
 def close(tolerance: float) -> Callable[[Any, Any], bool]:

@@ -100,7 +100,7 @@ def test_the_quick_form_does_the_same_on_less() -> None:
 
 @pytest.mark.parametrize("computed", [True, False])
 def test_no_peer_emulates_bfloat16(computed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mgran_fast.bench.case.computes", lambda dtype, device: computed)
+    monkeypatch.setattr("mgran_fast.bench.case.computes_bf16", lambda device: computed)
     found = cases(FULL)
     fastest = "bfloat16" if computed else "float32"
     assert {case.at.get("precision") for case in found if case.name == "embedding, more people"} == {fastest}
