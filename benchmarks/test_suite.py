@@ -40,15 +40,16 @@ class Races:
 
     def __init__(self, setting: Setting, seconds: float, board: list[dict[str, object]]) -> None:
         self.setting, self.seconds, self.board = setting, seconds, board
-        self.done: dict[str, dict[str, Timing] | Exception] = {}
+        self.done: dict[str, tuple[dict[str, Timing], dict[str, str]] | Exception] = {}
 
-    def of(self, case: Case) -> dict[str, Timing]:
-        """Every round of each contestant; what stopped the race stops it for all of them."""
+    def of(self, case: Case) -> tuple[dict[str, Timing], dict[str, str]]:
+        """Every round of each contestant, and who was left out and why; what stopped the race stops it for all."""
         key = f"{case.group}: {case.title}"
         if key not in self.done:
             try:
-                row, self.done[key] = run(case, self.setting, self.seconds)
+                row, timings = run(case, self.setting, self.seconds)
                 self.board.append(row)
+                self.done[key] = timings, row.get("left out", {})
             except Exception as error:
                 self.done[key] = error
         found = self.done[key]
@@ -79,7 +80,10 @@ def test_race(case: Case, contestant: str, races: Races, request: pytest.Fixture
     why = case.why_not(OURS, device()) or case.why_not(contestant, device())
     if why:
         pytest.skip(f"{contestant}: {why}")
-    timing = races.of(case)[contestant]
+    timings, left_out = races.of(case)
+    if contestant in left_out:
+        pytest.skip(f"{contestant}: {left_out[contestant]}")
+    timing = timings[contestant]
     group = f"{case.group}: {case.title}"
     request.node.add_marker(pytest.mark.benchmark(group=group, timer=replay(timing), warmup=False, disable_gc=False))
     request.getfixturevalue("benchmark").pedantic(lambda: None, rounds=len(timing.rounds), iterations=1)

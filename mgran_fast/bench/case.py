@@ -79,11 +79,13 @@ class Setting:
         model: in eval mode, on the device that is measured.
         folder: for files, gone afterwards.
         sizes: how much each race handles.
+        paces: seconds that the race before took for one more on its axis, by name, threads and contestant.
     """
 
     model: MGRAN
     folder: Path
     sizes: Sizes = FULL
+    paces: dict[tuple[str, int | None, str], float] = field(default_factory=dict)
     _made: dict[object, Any] = field(default_factory=dict)
 
     @property
@@ -160,7 +162,9 @@ class Case:
         make: prepares the race for those who are there.
         at: what it is done with: people, precision, gallery ...
         threads: of the CPU; None leaves torch's number.
-        rounds: rounds that are not counted, at least and at most; None leaves it to the time.
+        rounds: rounds that are not counted, at least and at most; None leaves it to the time. Answers are compared
+            after the first round, counted or not.
+        axis: the circumstance that grows from race to race of a curve; empty where there is none.
         needs: modules that ours wants, of the extra "train".
         without: contestants that would be no peers here -> why.
     """
@@ -172,6 +176,7 @@ class Case:
     at: Mapping[str, int | str] = field(default_factory=dict)
     threads: int | None = None
     rounds: tuple[int, int, int] | None = None
+    axis: str = ""
     needs: tuple[str, ...] = ()
     without: Mapping[str, str] = field(default_factory=dict)
 
@@ -181,6 +186,11 @@ class Case:
         about = [f"{value} {key}" if isinstance(value, int) else str(value) for key, value in self.at.items()]
         threads = [] if self.threads is None else [f"{self.threads} thread{'s' if self.threads > 1 else ''}"]
         return ", ".join([self.name, *about, *threads])
+
+    @property
+    def size(self) -> int:
+        """What it is on the axis; 0 without one."""
+        return int(self.at[self.axis]) if self.axis else 0
 
     def why_not(self, contestant: str, device: str) -> str:
         """Why a contestant does not take part; empty when it does."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,6 +17,8 @@ import torch
 Clock = Callable[[Callable[[], object]], float]
 #: Rounds that are not counted: first calls allocate, load and page in.
 WARM_UP = 2
+#: Rounds that are counted however long they take.
+ENOUGH = 2
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ def race(
     most: int = 101,
     warm_each: bool = False,
     warm_up: int | None = None,
+    first: Callable[[Mapping[str, Any]], None] | None = None,
+    patience: float = math.inf,
     clock: Clock = host_clock,
 ) -> dict[str, Timing]:
     """Time all contestants in turns: every round runs each of them once, and starts with another one.
@@ -88,30 +94,54 @@ def race(
     Rounds go on for ``seconds``, at least ``least`` and at most ``most``. Python's garbage collector waits until the
     end. What a contestant returns is dropped before the next one's turn. ``warm_each``: in each turn once more before,
     without counting, for what runs many times in a row elsewhere: who had the turn before has taken the caches.
-    ``warm_up``: rounds that are not counted, WARM_UP by default. ``clock``: how a call is timed.
+    ``warm_up``: rounds that are not counted, WARM_UP by default. ``first`` is called once, with what each returned in
+    the very first round, counted or not: those are kept for so long. ``patience``: seconds after which two rounds are
+    enough, whatever ``least`` says. ``clock``: how a call is timed.
     """
     names = list(contestants)
+    answers: dict[str, Any] = {}
+    runs = contestants if first is None else {name: _keeping(contestants, name, answers) for name in names}
+
+    def told() -> Mapping[str, Callable[[], object]]:
+        if first is not None and answers:
+            first(answers)
+            answers.clear()
+        return contestants
+
     taken: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(WARM_UP if warm_up is None else warm_up):
-        for run in contestants.values():
+        for run in runs.values():
             run()
+        runs = told()
     collecting = gc.isenabled()
     gc.disable()
     try:
         start = time.perf_counter()
         for turn in range(most):
-            if turn >= least and time.perf_counter() - start > seconds:
+            gone = time.perf_counter() - start
+            if (turn >= least and gone > seconds) or (turn >= ENOUGH and gone > patience):
                 break
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
-                run = contestants[name]
+            begins = turn % len(names)
+            for name in names[begins:] + names[:begins]:
+                run = runs[name]
                 if warm_each:
                     run()
                 taken[name].append(clock(run))
+            runs = told()
     finally:
         if collecting:
             gc.enable()
     return {name: Timing(tuple(rounds)) for name, rounds in taken.items()}
+
+
+def _keeping(
+    contestants: Mapping[str, Callable[[], object]], name: str, answers: dict[str, Any]
+) -> Callable[[], object]:
+    def run() -> object:
+        answers[name] = found = contestants[name]()
+        return found
+
+    return run
 
 
 def ratio(peer: Timing, ours: Timing) -> float:

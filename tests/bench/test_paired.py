@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,43 @@ def test_rounds_that_are_not_counted() -> None:
     seen: list[int] = []
     race({"ours": lambda: seen.append(0)}, seconds=0, least=3, most=3, warm_up=0)
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("warm_up", [0, 1, 2])
+def test_answers_of_the_first_round_are_told_once(warm_up: int) -> None:
+    told: list[tuple[int, dict[str, object]]] = []
+    calls: list[str] = []
+
+    def contestant(name: str) -> Callable[[], int]:
+        def run() -> int:
+            calls.append(name)
+            return len(calls)
+
+        return run
+
+    timings = race(
+        {name: contestant(name) for name in ("ours", "other")}, seconds=0, least=3, most=3, warm_up=warm_up,
+        first=lambda answers: told.append((len(calls), dict(answers))),
+    )  # fmt: skip
+    assert told == [(2, {"ours": 1, "other": 2})]
+    assert len(calls) == 2 * (warm_up + 3)
+    assert len(timings["ours"].rounds) == 3
+
+
+def test_what_first_raises_ends_the_race() -> None:
+    def refuse(answers: object) -> None:
+        raise ValueError("no")
+
+    calls: list[int] = []
+    with pytest.raises(ValueError, match="no"):
+        race({"ours": lambda: calls.append(0)}, seconds=0, warm_up=0, first=refuse)
+    assert calls == [0]
+
+
+def test_two_rounds_are_enough_once_patience_is_gone() -> None:
+    for patience, rounds in ((0.0, 2), (60.0, 5)):
+        timings = race({"ours": lambda: time.sleep(0.001)}, seconds=0, least=5, warm_up=0, patience=patience)
+        assert len(timings["ours"].rounds) == rounds
 
 
 def test_quantiles() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import re
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 @pytest.mark.parametrize("case", SMALL, ids=NAMES)
 def test_race(case: Case, setting: Setting) -> None:
-    """What the contestants say is compared before they are timed: see the next test."""
+    """What the contestants say is compared: see the next test."""
     before = torch.get_num_threads()
     row, timings = run(dataclasses.replace(case, rounds=(0, 1, 1)), setting, 0)
     assert torch.get_num_threads() == before
@@ -52,9 +55,37 @@ def test_who_computes_something_else_is_told(setting: Setting) -> None:
     def wrong(setting: Setting, names: Sequence[str]) -> Prepared:
         return Prepared({OURS: lambda: torch.zeros(3), "eager": lambda: torch.full((3,), 0.5)}, close(0.4), 1)
 
-    case = Case("ops", "sum", (OURS, "eager"), wrong, {"people": 3})
-    with pytest.raises(DifferentAnswerError, match="sum, 3 people: eager computes something else than ours"):
-        run(case, setting, 0)
+    # Whether the round that is compared counts or not.
+    for rounds in (None, (0, 1, 1)):
+        case = Case("ops", "sum", (OURS, "eager"), wrong, {"people": 3}, rounds=rounds)
+        with pytest.raises(DifferentAnswerError, match="sum, 3 people: eager computes something else than ours"):
+            run(case, setting, 0)
+
+
+def test_a_peer_that_would_take_too_long_is_left_out(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curve goes on without it; ours goes to the end, and nobody is left out of other curves."""
+    monkeypatch.setattr("mgran_fast.bench.run.LONGEST", 1.0)
+    seconds = {OURS: 0.0, "eager": 0.002}
+
+    def sleeping(size: int) -> Callable[[Setting, Sequence[str]], Prepared]:
+        def make(setting: Setting, names: Sequence[str]) -> Prepared:
+            ways = {name: functools.partial(time.sleep, size * each) for name, each in seconds.items()}
+            return Prepared({name: ways[name] for name in names}, None, size)
+
+        return make
+
+    def left_out(name: str, size: int) -> dict[str, str]:
+        case = Case("growth", name, (OURS, "eager"), sleeping(size), {"people": size}, rounds=(0, 1, 1), axis="people")
+        row, timings = run(case, setting, 0)
+        assert OURS in timings
+        assert ("eager" in timings) == ("eager" not in row.get("left out", {}))
+        found: dict[str, str] = row.get("left out", {})
+        return found
+
+    assert left_out("sleep", 1) == left_out("sleep", 4) == {}
+    why = left_out("sleep", 10_000)["eager"]
+    assert re.fullmatch(r"10000 people would take it about \d\d+ s, and 1 s is the most", why)
+    assert left_out("another sleep", 40) == {}
 
 
 @pytest.mark.parametrize(
@@ -81,6 +112,11 @@ def test_all_groups_and_every_op() -> None:
 def test_growth_goes_as_far_as_promised() -> None:
     found = [case for case in cases(FULL) if case.group == "growth"]
     assert {case.name for case in found} == set(growth.AXES)
+    assert all(case.axis == growth.AXES[case.name] and case.size > 0 for case in found)
+    # What a smaller one took tells what a larger one will take.
+    for name, threads in {(case.name, case.threads) for case in found}:
+        sizes = [case.size for case in found if (case.name, case.threads) == (name, threads)]
+        assert sizes == sorted(sizes)
     reach = {(case.name, case.threads): [] for case in found}
     for case in found:
         reach[case.name, case.threads].append(case.at[growth.AXES[case.name]])

@@ -14,6 +14,8 @@ from mgran_fast.bench.suite.ma import COSINE, DTYPES, EAGER, HINTS, OPENVINO, im
 
 #: The largest batch that a general engine is built for; more people go through it by so many.
 STATIC = 8
+#: People whose call takes so long, on all threads, that nothing is gained by a round before.
+LONG = 32
 #: What a race's sizes are called, by its name: the axis of its curve.
 AXES = {
     "embedding, more people": "people", "crops of a frame": "boxes", "search, larger gallery": "gallery",
@@ -30,21 +32,23 @@ def cases(sizes: Sizes, *, quick: bool, device: str) -> list[Case]:
     for threads in (None, 1) if device == "cpu" else (None,):
         for people in sizes.batches:
             if threads is None or people <= sizes.alone:
-                # Calls of seconds are timed once: the sizes before them have warmed what there is to warm.
-                rounds = (1, 3, 9) if people < STATIC else (1, 2, 3) if people < 4 * STATIC else (0, 1, 1)
+                # Calls of seconds are timed once, the longest not even warmed: smaller sizes have done that.
+                long = people >= (LONG if threads is None else LONG // 2)
+                rounds = (0, 1, 1) if long else (1, 3, 9) if people < STATIC else (1, 2, 3)
                 found.append(Case("growth", embedding, general, _engine(people, precision),
                                   {"people": people, "precision": precision}, threads,
-                                  (0, 2, 3) if quick else rounds))  # fmt: skip
-    quickly = (1, 3, 15)
+                                  (1, 2, 3) if quick else rounds, AXES[embedding]))  # fmt: skip
+    quickly = (2, 3, 15)
     for boxes in sizes.boxes:
         names = (OURS, "OpenCV", ops.PLAIN)
-        found.append(Case("growth", crops, names, ops.cut_out(boxes), {"boxes": boxes}, rounds=quickly))
+        found.append(Case("growth", crops, names, ops.cut_out(boxes), {"boxes": boxes}, rounds=quickly,
+                          axis=AXES[crops]))  # fmt: skip
     for gallery in sizes.galleries:
         at = {"queries": sizes.asked, "gallery": gallery}
         found.append(Case("growth", search, (OURS, "NumPy", ranking.FAISS), ranking.searched(sizes.asked, gallery), at,
-                          rounds=quickly))  # fmt: skip
+                          rounds=quickly, axis=AXES[search]))  # fmt: skip
         found.append(Case("growth", ranked, (OURS, ranking.NUMPY), ranking.ranked(sizes.asked, gallery), at,
-                          rounds=(1, 2, 15)))  # fmt: skip
+                          rounds=(1, 2, 15), axis=AXES[ranked]))  # fmt: skip
     return found
 
 

@@ -35,7 +35,7 @@ def cases(sizes: Sizes, *, quick: bool, device: str) -> list[Case]:
                 continue
             found.append(
                 Case("MA", "embedding", contestants(precision, quick=quick), engines(people, precision),
-                     {"people": people, "precision": precision}, rounds=(0, 2, 5) if quick else (1, 5, 9),
+                     {"people": people, "precision": precision}, rounds=(1, 2, 5) if quick else (1, 5, 9),
                      without=without)
             )  # fmt: skip
     return found

@@ -22,7 +22,7 @@ def cases(sizes: Sizes, *, quick: bool) -> list[Case]:
     if not quick:
         few = sizes.one_by_one
         found.append(Case("MRA", "masks and keypoints", (*ours, STOCK), estimators(few), {"people": few},
-                          rounds=(1, 3, 3)))  # fmt: skip
+                          rounds=(0, 3, 3)))  # fmt: skip
     return found
 
 
