@@ -77,7 +77,7 @@ def test_two_machines_and_a_killed_worker(world: Any, tmp_path: Path, address: s
     with pytest.raises(MGRANError, match="--threads 5: the largest machine of the cluster has 1 cores"):
         extract(world.pictures, tmp_path / "more", world.checkpoint, ray=address, threads=5)
     with pytest.raises(MGRANError, match=r"broken.safetensors: not a safetensors file"):
-        extract(world.pictures, tmp_path / "other", broken, ray=address)
+        extract(world.pictures, tmp_path / "other", broken, ray=address, processes=1)
 
 
 def test_no_cluster(world: Any, tmp_path: Path) -> None:
